@@ -1,0 +1,162 @@
+"""The words of RFC 4271 as frozen values. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+Address = IPv4Address | IPv6Address
+Prefix = IPv4Network | IPv6Network
+
+
+class Family(Enum):
+    """Address families we speak, by the names ExaBGP uses (AFI/SAFI 1/1 and 2/1)."""
+
+    IPV4 = "ipv4 unicast"
+    IPV6 = "ipv6 unicast"
+
+    @classmethod
+    def of(cls, prefix: Prefix) -> Family:
+        return cls.IPV4 if prefix.version == 4 else cls.IPV6
+
+
+class SessionState(Enum):
+    """ExaBGP says ``connected`` several times before ``up`` (collision); only ``up`` counts."""
+
+    IDLE = "Idle"
+    CONNECTED = "Connect"
+    ESTABLISHED = "Established"
+
+
+class Origin(Enum):
+    """ORIGIN (RFC 4271 section 4.3), lower is preferred."""
+
+    IGP = 0
+    EGP = 1
+    INCOMPLETE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One configured session of this node; ``address`` is its identity."""
+
+    name: str
+    address: Address
+    remote_asn: int
+    local_asn: int
+    local_address: Address
+    router_id: IPv4Address
+    port: int = 179
+    hold_time_s: int = 9
+    graceful_restart_s: int = 120
+    families: tuple[Family, ...] = (Family.IPV4, Family.IPV6)
+
+    @property
+    def is_ebgp(self) -> bool:
+        return self.remote_asn != self.local_asn
+
+
+@dataclass(frozen=True, slots=True)
+class Advertisement:
+    """A prefix we want a peer to hold. ``next_hop`` None means our own address on that session."""
+
+    prefix: Prefix
+    next_hop: Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """A route learned from one peer; (peer, prefix) is its key, for a withdraw has no next hop.
+
+    ``as_path`` is flat for loop checks; ``as_path_length`` counts an AS_SET once (RFC 4271 9.1.2.2).
+    ``local_pref`` and ``med`` are None when the attribute was absent.
+    """
+
+    peer: Address
+    prefix: Prefix
+    next_hop: Address
+    as_path: tuple[int, ...] = ()
+    as_path_length: int = 0
+    origin: Origin = Origin.INCOMPLETE
+    med: int | None = None
+    local_pref: int | None = None
+    communities: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SessionUp:
+    """The session with ``peer`` is Established."""
+
+    peer: Address
+
+
+@dataclass(frozen=True, slots=True)
+class SessionDown:
+    """The session with ``peer`` is not, or not any more, Established; why, in ExaBGP's words."""
+
+    peer: Address
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """TCP is open to ``peer``; nothing more may be concluded from it."""
+
+    peer: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A route in an UPDATE that we cannot use: which, and the reason as a token."""
+
+    prefix: Prefix | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one UPDATE of ``peer`` says."""
+
+    peer: Address
+    announced: tuple[Path, ...] = ()
+    withdrawn: tuple[Prefix, ...] = ()
+    rejected: tuple[Rejection, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EndOfRib:
+    """``peer`` has sent all it had of ``family`` (RFC 4724 section 2)."""
+
+    peer: Address
+    family: Family
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """A NOTIFICATION on the session, in or out; for people."""
+
+    peer: Address | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakerShutdown:
+    """ExaBGP said it is ending in good order."""
+
+
+Event = SessionUp | SessionDown | Connected | Update | EndOfRib | Notification | SpeakerShutdown
+
+
+@dataclass(slots=True)
+class PeerStatus:
+    """What the speaker driver knows of one session; a view for people and for the gates."""
+
+    address: Address
+    state: SessionState = SessionState.IDLE
+    since_s: float = 0.0
+    last_reason: str = ""
+    flaps: int = 0
+    end_of_rib: set[Family] = field(default_factory=set)
+    routes_received: int = 0
+    routes_advertised: int = 0

@@ -1,0 +1,1 @@
+"""How a pod gets its address and its wire."""

@@ -1,0 +1,51 @@
+"""The identity of one pod interface, shared by everything that handles one.
+
+CNI calls the pair (container id, interface name) an attachment. We add the network name, since a
+runtime may run two networks of ours side by side and both may call their interface eth0 in
+different sandboxes. Pod names are not part of the identity: they are not unique in time (a
+StatefulSet pod is created again before its old sandbox got its DEL).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+Address = IPv4Address | IPv6Address
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Attachment:
+    """One interface of one sandbox in one network (CNI specification 1.1, section 2)."""
+
+    network: str
+    container_id: str
+    ifname: str
+
+    def __str__(self) -> str:
+        return f"{self.network}/{self.container_id[:12]}/{self.ifname}"
+
+    @property
+    def host_ifname(self) -> str:
+        """The host end's name: "s32" and 12 hex digits, 15 bytes, what IFNAMSIZ allows.
+
+        Hashed from the whole identity, not from the pod's name: an old and a new sandbox of the
+        same pod then never share a link, so a late DEL cannot hurt the newer one.
+        """
+        digest = hashlib.sha256(
+            "\0".join((self.network, self.container_id, self.ifname)).encode()
+        ).hexdigest()
+        return f"s32{digest[:12]}"
+
+
+@dataclass(frozen=True, slots=True)
+class PodRef:
+    """Which Kubernetes pod asked, from CNI_ARGS; decoration for people, never an identity."""
+
+    namespace: str
+    name: str
+    uid: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"

@@ -1,0 +1,1 @@
+"""What this node's tables should say, and making it so."""

@@ -1,0 +1,58 @@
+"""Kernel routes as values, keyed as the kernel keys them. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+Address = IPv4Address | IPv6Address
+Prefix = IPv4Network | IPv6Network
+
+PROTOCOL = 132
+"""Our route protocol number (rtm_protocol). Not in iproute2's table, and not 80 (Calico's)."""
+
+METRIC = 1032
+"""Our route metric. Not 1024: IPv6 gives that to every route added without a metric, and the
+kernel keys a route by (table, destination, metric), so ours would collide with foreign ones."""
+
+TABLE_MAIN = 254
+
+
+class RouteKind(Enum):
+    """What a route is for; for people and metrics, not stored in the kernel."""
+
+    POD = "pod"
+    BLOCK = "block"
+    REMOTE = "remote"
+    GATEWAY = "gateway"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class NextHop:
+    """One way out. A gateway, an interface, or both; a pod's route has only the interface."""
+
+    ifname: str
+    gateway: Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RouteKey:
+    """The kernel's FIB key (TOS is 0)."""
+
+    prefix: Prefix
+    metric: int = METRIC
+    table: int = TABLE_MAIN
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route of ours. No next hops means blackhole. ``next_hops`` is sorted, so that equality
+    is the kernel's equality; ``kind`` is left out of the comparison, since a dump cannot tell."""
+
+    key: RouteKey
+    next_hops: tuple[NextHop, ...]
+
+    @property
+    def is_blackhole(self) -> bool:
+        return not self.next_hops

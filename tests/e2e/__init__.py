@@ -1,0 +1,1 @@
+"""slash32 tests."""
