@@ -1,0 +1,261 @@
+"""The node agent: builds everything once, runs it in one TaskGroup, and ends in good order.
+
+Order of starting, each step resting on the one before: take the run directory's lock; read the
+kernel's journal (which pods hold which address); read the store; run one pass; only then serve
+CNI requests. An agent that has not yet looked must not give out an address.
+
+Stopping leaves everything as it is: pods keep their wires, the kernel its routes, ExaBGP its
+sessions. The next agent reads it all back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import structlog
+
+from bgp.speaker import Speaker
+from cni.attach import Attacher, Unready
+from cni.ipam.allocator import AddressConflict, Allocator
+from cni.server import CniServer
+from cni.wiring import KernelWiring
+from routing.control import ControlServer
+from routing.datastore.local import LocalStore
+from routing.fib import KernelFib
+from routing.links import link_of
+from routing.reconcile import Reconciler
+from routing.settings import Settings
+from routing.view import (
+    Belief,
+    BlockUse,
+    PodView,
+    block_rows,
+    peer_rows,
+    pod_rows,
+    route_rows,
+    status_row,
+)
+
+log = structlog.get_logger("routing.agent")
+
+FALLBACK_MTU_BYTES = 1500
+
+
+class AlreadyRunning(Exception):
+    """Another agent holds this run directory."""
+
+
+async def run_agent(settings: Settings, *, version: str) -> None:
+    """Runs the agent until SIGTERM or SIGINT.
+
+    Raises:
+        AlreadyRunning: another live agent has the run directory.
+        StoreError: the embedded store cannot be opened at all.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    with run_lock(settings):
+        async with Agent.build(settings, version=version) as agent:
+            await agent.run_until(stop)
+    log.info("agent_stopped", node=settings.node)
+
+
+@contextlib.contextmanager
+def run_lock(settings: Settings) -> Iterator[None]:
+    """Makes the directories (0700) and holds the run directory's lock.
+
+    Raises:
+        AlreadyRunning: another live agent holds it.
+    """
+    for directory in (settings.run_dir, settings.state_dir):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(settings.run_dir / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunning(
+                f"another slash32 agent is running with {settings.run_dir}"
+            ) from None
+        yield
+    finally:
+        os.close(lock)
+
+
+class Agent:
+    """The parts of one agent, plugged together."""
+
+    def __init__(self, settings: Settings, *, version: str, store: LocalStore) -> None:
+        self._settings = settings
+        self._version = version
+        self._store = store
+        self._wiring = KernelWiring()
+        self._fib = KernelFib()
+        self._allocator = Allocator(
+            settings.node,
+            store,
+            lambda: self._loop.snapshot.pools_for(settings.node),
+            time.monotonic,
+            cooldown_s=settings.cooldown_s,
+            cooldown_file=str(settings.cooldown_file),
+        )
+        self._speaker = Speaker(
+            socket_path=str(settings.bgp_socket),
+            conf_path=str(settings.exabgp_conf),
+            clock=time.monotonic,
+            on_change=lambda reason: self._loop.kick(f"bgp:{reason}"),
+        )
+        self._loop = Reconciler(
+            node=settings.node,
+            store=store,
+            fib=self._fib,
+            speaker=self._speaker,
+            pod_links=self._wiring,
+            blocks=self._allocator,
+            clock=time.monotonic,
+            resync_s=settings.resync_s,
+        )
+        self._attacher = Attacher(
+            wiring=self._wiring,
+            host_routes=self._loop,
+            allocator=self._allocator,
+            mtu_bytes=self._mtu_bytes,
+            readiness=self._readiness,
+        )
+        self._cni = CniServer(str(settings.cni_socket), self._attacher)
+        self._control = ControlServer(
+            settings.agent_socket,
+            {
+                "status": self._view(status_row),
+                "peers": self._view(peer_rows),
+                "routes": self._view(route_rows),
+                "blocks": self._view(block_rows),
+                "pods": self._view(pod_rows),
+            },
+        )
+
+    @classmethod
+    @asynccontextmanager
+    async def build(cls, settings: Settings, *, version: str) -> AsyncIterator[Agent]:
+        """An agent whose files and sockets are closed again on the way out."""
+        async with AsyncExitStack() as stack:
+            store = LocalStore(settings.store)
+            stack.push_async_callback(store.close)
+            agent = cls(settings, version=version, store=store)
+            stack.push_async_callback(agent._fib.close)
+            stack.callback(agent._wiring.close)
+            stack.push_async_callback(agent._speaker.close)
+            stack.push_async_callback(agent._control.close)
+            stack.push_async_callback(agent._cni.close)
+            yield agent
+
+    async def run_until(self, stop: asyncio.Event) -> None:
+        """Starts in order, runs until ``stop`` is set."""
+        for change in self._wiring.prepare_host():
+            log.info("host_prepared", change=change)
+        self._adopt()
+        await self._control.start()
+        await self._speaker.start()
+        await self._loop.run_pass()
+        await self._cni.start()
+        log.info("agent_started", node=self._settings.node, version=self._version)
+        async with asyncio.TaskGroup() as tasks:
+            workers = [
+                tasks.create_task(self._loop.run()),
+                tasks.create_task(self._loop.watch_kernel()),
+                tasks.create_task(self._loop.watch_store()),
+            ]
+            await stop.wait()
+            for worker in workers:
+                worker.cancel()
+
+    def _adopt(self) -> None:
+        """The kernel is the journal: every live pod link holds its addresses."""
+        for link in self._wiring.read():
+            try:
+                self._allocator.adopt(link.record.attachment, link.record.addresses)
+            except AddressConflict as error:
+                log.error("address_held_twice", link=link.ifname, error=str(error))
+
+    def _mtu_bytes(self) -> int:
+        """MTU of new pod links: as configured, or the smallest of the links that face peers."""
+        if self._settings.mtu_bytes is not None:
+            return self._settings.mtu_bytes
+        links = self._loop.report.links
+        sources = {peer.local_address for peer in self._loop.report.desired.peers.values()}
+        if not sources:
+            sources = {
+                address
+                for node in self._loop.snapshot.nodes
+                if node.meta.name == self._settings.node
+                for address in node.addresses
+            }
+        uplinks = [link for source in sources if (link := link_of(source, links))]
+        return min((link.mtu_bytes for link in uplinks), default=FALLBACK_MTU_BYTES)
+
+    def _readiness(self) -> Unready | None:
+        """What CNI STATUS says (specification 1.1, codes 50 and 51)."""
+        if not self._loop.snapshot.pools and self._loop.store_error is not None:
+            return Unready(50, f"the datastore has not been read: {self._loop.store_error}")
+        if not any(p.node_selected and not p.disabled for p in self._pools()):
+            return Unready(50, "no IPPool is enabled for this node")
+        return None
+
+    def _pools(self) -> list[Any]:
+        return self._loop.snapshot.pools_for(self._settings.node)
+
+    def _view(self, rows: Any) -> Any:
+        async def answer() -> Any:
+            return rows(await self._belief())
+
+        return answer
+
+    async def _belief(self) -> Belief:
+        report = self._loop.report
+        now_s = time.monotonic()
+        return Belief(
+            now_s=now_s,
+            node=self._settings.node,
+            version=self._version,
+            desired=report.desired,
+            actual=await self._fib.read(),
+            sessions=self._speaker.sessions(),
+            paths=self._speaker.paths(),
+            advertised=frozenset(await self._speaker.adj_rib_out())
+            if self._speaker.is_connected
+            else frozenset(),
+            blocks=self._loop.snapshot.blocks,
+            usage={
+                block.cidr: BlockUse(used, cooling, free)
+                for block, used, cooling, free in self._allocator.blocks()
+            },
+            pods=[
+                PodView(
+                    attachment=link.record.attachment,
+                    pod=link.record.pod,
+                    addresses=link.record.addresses,
+                    ifname=link.ifname,
+                    is_up=link.is_up,
+                    mtu_bytes=link.mtu_bytes,
+                )
+                for link in self._wiring.read()
+            ],
+            held=[(held.what, held.gate) for held in report.held],
+            failures=[(f.key, f.operation, f.error) for f in report.failures],
+            store_error=self._loop.store_error,
+            speaker_connected=self._speaker.is_connected,
+            last_pass_age_s=None
+            if report.finished_at_s is None
+            else round(now_s - report.finished_at_s, 3),
+            store=str(self._settings.store),
+        )

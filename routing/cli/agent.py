@@ -1,0 +1,88 @@
+"""slash32 agent: the node's daemon."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from routing.cli.exits import FINDINGS, Exit, errors_as_exit_codes
+from routing.cli.main import version
+from routing.settings import Settings, default_node_name
+
+
+@click.command()
+@click.option("--node", envvar="SLASH32_NODE", help="This node's name; default: the host's name.")
+@click.option(
+    "--run-dir",
+    envvar="SLASH32_RUN_DIR",
+    default="/run/slash32",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Sockets and exabgp.conf.",
+)
+@click.option(
+    "--state-dir",
+    envvar="SLASH32_STATE_DIR",
+    default="/var/lib/slash32",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="What may outlive a reboot.",
+)
+@click.option(
+    "--store",
+    envvar="SLASH32_STORE",
+    default="/var/lib/slash32/store.db",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="The embedded store.",
+)
+@click.option("--mtu", type=int, help="MTU of pod links in bytes; default: that of the uplink.")
+@click.option(
+    "--cooldown",
+    type=click.FloatRange(0, 86400),
+    default=30.0,
+    show_default=True,
+    help="Seconds a released address rests before it is given out again.",
+)
+@click.option(
+    "--log-format", type=click.Choice(["console", "json"]), default="console", show_default=True
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+)
+def agent(
+    node: str | None,
+    run_dir: Path,
+    state_dir: Path,
+    store: Path,
+    mtu: int | None,
+    cooldown: float,
+    log_format: str,
+    log_level: str,
+) -> None:
+    """Run this node's routing agent until SIGTERM.
+
+    Stopping it leaves pods, routes and BGP sessions as they are.
+    """
+    from routing.agent import AlreadyRunning, run_agent
+    from routing.telemetry import configure_logging
+
+    configure_logging(level=log_level, style=log_format)
+    with errors_as_exit_codes():
+        settings = Settings(
+            node=node or default_node_name(),
+            run_dir=run_dir,
+            state_dir=state_dir,
+            store=store,
+            mtu_bytes=mtu,
+            cooldown_s=cooldown,
+        )
+        try:
+            asyncio.run(run_agent(settings, version=version()))
+        except AlreadyRunning as error:
+            raise Exit(str(error), FINDINGS) from None

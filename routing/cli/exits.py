@@ -1,0 +1,49 @@
+"""Exit codes, the same everywhere, and the one place where exceptions become them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from routing.control import Unreachable
+from routing.datastore.snapshot import (
+    AlreadyExists,
+    Conflict,
+    InvalidResource,
+    NotFound,
+    StoreError,
+)
+from routing.settings import InvalidSettings
+
+HEALTHY = 0
+FINDINGS = 1
+USAGE = 2
+UNREACHABLE = 3
+
+
+class Exit(click.ClickException):
+    """A sentence on stderr and an exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.exit_code = code
+
+    def show(self, file: object = None) -> None:
+        """One line on stderr, named as the command is named."""
+        del file
+        click.echo(f"slash32: {self.message}", err=True)
+
+
+@contextmanager
+def errors_as_exit_codes() -> Iterator[None]:
+    """Turns our typed errors into exit codes; everything else is a bug and shows its traceback."""
+    try:
+        yield
+    except (InvalidResource, InvalidSettings) as error:
+        raise Exit(str(error), USAGE) from None
+    except (NotFound, AlreadyExists, Conflict) as error:
+        raise Exit(str(error), FINDINGS) from None
+    except (Unreachable, StoreError) as error:
+        raise Exit(str(error), UNREACHABLE) from None

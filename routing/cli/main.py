@@ -1,0 +1,73 @@
+"""The ``slash32`` command. Sub-commands are imported when they are called, by name.
+
+A status that takes 200 ms because it loaded the BGP code is a status nobody polls; and ``lab`` is
+a guest on top of routing: an installation without it still has every other command.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Mapping
+
+import click
+
+COMMANDS: Mapping[str, tuple[str, str, str]] = {
+    "agent": ("routing.cli.agent", "agent", "Run this node's routing agent."),
+    "speaker": ("routing.cli.speaker", "speaker", "Run ExaBGP for this node's agent."),
+    "status": ("routing.cli.inspect", "status", "This node on one screen."),
+    "peers": ("routing.cli.inspect", "peers", "BGP sessions."),
+    "routes": ("routing.cli.inspect", "routes", "Routes: wanted, in the kernel, rejected."),
+    "blocks": ("routing.cli.inspect", "blocks", "Address blocks and who owns them."),
+    "pods": ("routing.cli.inspect", "pods", "Pods of this node and their addresses."),
+    "apply": ("routing.cli.resources", "apply", "Create or change resources from YAML."),
+    "get": ("routing.cli.resources", "get", "Show resources."),
+    "delete": ("routing.cli.resources", "delete", "Delete resources."),
+    "cni": ("routing.cli.cni", "cni", "Install or remove the CNI plugin on this host."),
+    "lab": ("lab.commands", "lab", "A whole cluster in network namespaces."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in modules that are imported when called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order an operator meets them, not in alphabetical order."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports the command's module."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands from the table above, without importing any."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry[2]) for name, entry in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="slash32", message="%(prog)s %(version)s")
+def main() -> None:
+    """slash32: a BGP-routed, pure layer-3 pod network.
+
+    Exit codes: 0 healthy, 1 findings, 2 usage, 3 agent or store unreachable.
+    """
+
+
+def version() -> str:
+    """The installed version, or 0+source when run from a checkout that is not installed."""
+    try:
+        return importlib.metadata.version("slash32")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+source"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""One frozen Settings for the agent; leaves get plain parameters from it, never this object."""
+
+from __future__ import annotations
+
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+NODE_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+SOCKET_PATH_MAX_BYTES = 107
+"""sun_path is 108 bytes with the terminating NUL (unix(7))."""
+
+MTU_RANGE_BYTES = (1280, 65535)
+"""IPv6 needs 1280 (RFC 8200 section 5)."""
+
+
+class InvalidSettings(ValueError):
+    """A setting breaks a rule; the sentence names the setting, the value and the rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What one agent runs with.
+
+    Attributes:
+        node: this node's name, as the Node resource has it.
+        run_dir: sockets and exabgp.conf; on a tmpfs, gone with a reboot like the pods themselves.
+        state_dir: what may outlive a reboot.
+        store: path of the embedded store.
+        mtu_bytes: MTU of pod links, or None for that of the uplink.
+        cooldown_s: how long a released address rests before it is given out again.
+        resync_s: how often everything is read back and compared although nothing was announced.
+    """
+
+    node: str
+    run_dir: Path
+    state_dir: Path
+    store: Path
+    mtu_bytes: int | None = None
+    cooldown_s: float = 30.0
+    resync_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not NODE_NAME.fullmatch(self.node):
+            raise InvalidSettings(f"node = {self.node!r}: must be a DNS-1123 subdomain")
+        for name in ("run_dir", "state_dir", "store"):
+            path: Path = getattr(self, name)
+            if not path.is_absolute():
+                raise InvalidSettings(f"{name} = {str(path)!r}: must be an absolute path")
+        longest = max(len(bytes(p)) for p in (self.cni_socket, self.bgp_socket, self.agent_socket))
+        if longest > SOCKET_PATH_MAX_BYTES:
+            raise InvalidSettings(
+                f"run_dir = {str(self.run_dir)!r}: too long for a Unix socket "
+                f"({SOCKET_PATH_MAX_BYTES} bytes with the socket's name)"
+            )
+        low, high = MTU_RANGE_BYTES
+        if self.mtu_bytes is not None and not low <= self.mtu_bytes <= high:
+            raise InvalidSettings(f"mtu = {self.mtu_bytes}: must be from {low} to {high} bytes")
+
+    @property
+    def cni_socket(self) -> Path:
+        return self.run_dir / "cni.sock"
+
+    @property
+    def bgp_socket(self) -> Path:
+        return self.run_dir / "bgp.sock"
+
+    @property
+    def agent_socket(self) -> Path:
+        return self.run_dir / "agent.sock"
+
+    @property
+    def exabgp_conf(self) -> Path:
+        return self.run_dir / "exabgp.conf"
+
+    @property
+    def cooldown_file(self) -> Path:
+        return self.state_dir / "cooldown"
+
+
+def default_node_name() -> str:
+    """The host's name in lower case, as kubelet takes it."""
+    return socket.gethostname().lower()

@@ -1,0 +1,43 @@
+"""SpeakerFace: what the hub needs of a BGP speaker; bgp.speaker.Speaker is the real one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from bgp.paths import Advertisement, Family, Path, Peer, PeerStatus
+from routing.delta import Delta, Failure
+from routing.routes import Address, Prefix
+
+AdvertisementKey = tuple[Address, Prefix]
+
+
+class SpeakerFace(Protocol):
+    """A speaker that holds sessions, an Adj-RIB-In and an Adj-RIB-Out, and can be read back."""
+
+    @property
+    def is_connected(self) -> bool:
+        """The speaker is here and its state has been read back."""
+
+    def is_complete(self, peer: Address) -> bool:
+        """Whether ``peer`` has sent all it has, so that what it did not send is really gone."""
+
+    def sessions(self) -> Mapping[Address, PeerStatus]:
+        """Each session's state, by peer address."""
+
+    def paths(self) -> Mapping[AdvertisementKey, Path]:
+        """Adj-RIB-In of all peers, by (peer, prefix)."""
+
+    async def set_peers(self, peers: Mapping[Address, Peer]) -> None:
+        """Makes the configured sessions exactly these; touches only those that differ."""
+
+    async def adj_rib_out(self) -> Mapping[AdvertisementKey, Advertisement]:
+        """What the speaker announces at present, by (peer, prefix)."""
+
+    async def apply(
+        self, delta: Delta[AdvertisementKey, Advertisement]
+    ) -> Sequence[Failure[AdvertisementKey]]:
+        """Announces, replaces and withdraws; goes on past a failure."""
+
+    async def send_end_of_rib(self, peer: Address, family: Family) -> None:
+        """Tells ``peer`` that it has all our routes of ``family`` (RFC 4724 section 2)."""

@@ -1,0 +1,295 @@
+"""What the CLI prints, as rows: desired, kernel and BGP joined into one verdict each. Pure.
+
+Rows are plain dictionaries of JSON types, for this is the agent's edge towards people and jq. Keys
+are stable; a key may be added, never renamed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_network
+from typing import Any
+
+from bgp.paths import Path, PeerStatus, SessionState
+from cni.attachment import Address, Attachment, PodRef
+from cni.ipam.block import Block, BlockState
+from routing.desired import Desired
+from routing.routes import Prefix, Route, RouteKey
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PodView:
+    """One pod link as read from the kernel."""
+
+    attachment: Attachment
+    pod: PodRef | None
+    addresses: tuple[Address, ...]
+    ifname: str
+    is_up: bool
+    mtu_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockUse:
+    """How full one of our own blocks is."""
+
+    used: int
+    cooling: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """Everything the rows are made of, taken at one moment ``now_s``.
+
+    ``actual`` is a fresh read of our routes; ``advertised`` what the speaker announces.
+    """
+
+    now_s: float
+    node: str
+    version: str
+    desired: Desired
+    actual: Mapping[RouteKey, Route]
+    sessions: Mapping[Address, PeerStatus]
+    paths: Mapping[tuple[Address, Prefix], Path]
+    advertised: frozenset[tuple[Address, Prefix]]
+    blocks: Sequence[Block]
+    usage: Mapping[Prefix, BlockUse]
+    pods: Sequence[PodView]
+    held: Sequence[tuple[str, str]]
+    failures: Sequence[tuple[str, str, str]]
+    store_error: str | None
+    speaker_connected: bool
+    last_pass_age_s: float | None
+    store: str = ""
+
+
+def peer_rows(belief: Belief) -> list[Row]:
+    """One row a configured peer, and one for each BGPPeer that could not be configured."""
+    rejected = {(r.path.peer, r.path.prefix) for r in belief.desired.rejected}
+    rows: list[Row] = []
+    for address, peer in belief.desired.peers.items():
+        status = belief.sessions.get(address)
+        state = status.state if status else SessionState.IDLE
+        received = [key for key in belief.paths if key[0] == address]
+        rows.append(
+            {
+                "node": belief.node,
+                "peer": str(address),
+                "name": peer.name,
+                "asn": peer.remote_asn,
+                "local_asn": peer.local_asn,
+                "local_address": str(peer.local_address),
+                "state": state.value,
+                "since_s": round(belief.now_s - status.since_s, 1) if status else None,
+                "received": len(received),
+                "accepted": sum(1 for key in received if key not in rejected),
+                "advertised": sum(1 for key in belief.advertised if key[0] == address),
+                "flaps": status.flaps if status else 0,
+                "hold_time_s": peer.hold_time_s,
+                "reason": _peer_reason(belief, status),
+            }
+        )
+    return rows
+
+
+def _peer_reason(belief: Belief, status: PeerStatus | None) -> str:
+    if not belief.speaker_connected:
+        return "ExaBGP is not connected to the agent"
+    if status is None:
+        return "not in ExaBGP's configuration yet"
+    if status.state is SessionState.ESTABLISHED:
+        return ""
+    return status.last_reason
+
+
+def route_rows(belief: Belief) -> list[Row]:
+    """One row a route: wanted ones with ok, missing or wrong; stray or held ones; rejected paths.
+
+    ``wrong``: ours, but not as wanted. ``stray``: ours, not wanted, about to be deleted.
+    ``held``: not wanted, but a gate keeps it.
+    """
+    held = dict(belief.held)
+    rows = [_wanted_row(belief, key, route) for key, route in belief.desired.routes.items()]
+    for key, route in belief.actual.items():
+        if key not in belief.desired.routes:
+            gate = held.get(f"route {key.prefix}")
+            rows.append(
+                _route_row(belief, key.prefix, route, "held" if gate else "stray", gate or "")
+            )
+    for rejection in belief.desired.rejected:
+        path = rejection.path
+        rows.append(
+            {
+                "node": belief.node,
+                "prefix": str(path.prefix),
+                "kind": "remote",
+                "state": "rejected",
+                "next_hops": [{"gateway": str(path.next_hop), "ifname": None}],
+                "from": [str(path.peer)],
+                "as_path": list(path.as_path),
+                "detail": f"{rejection.reason}: {rejection.detail}",
+            }
+        )
+    return sorted(rows, key=lambda row: _prefix_order(row["prefix"]))
+
+
+def _prefix_order(prefix: str) -> tuple[int, bytes, int]:
+    network = ip_network(prefix)
+    return network.version, network.network_address.packed, network.prefixlen
+
+
+def _wanted_row(belief: Belief, key: RouteKey, route: Route) -> Row:
+    found = belief.actual.get(key)
+    if found == route:
+        return _route_row(belief, key.prefix, route, "ok", "")
+    failure = next(
+        (f"{op}: {why}" for what, op, why in belief.failures if what == f"route {key.prefix}"), ""
+    )
+    if found is None:
+        return _route_row(belief, key.prefix, route, "missing", failure)
+    detail = failure or f"the kernel has {next_hops_text(found)}"
+    return _route_row(belief, key.prefix, route, "wrong", detail)
+
+
+def _route_row(belief: Belief, prefix: Prefix, route: Route, state: str, detail: str) -> Row:
+    paths = belief.desired.best.get(prefix, ())
+    kind = belief.desired.kinds.get(route.key)
+    return {
+        "node": belief.node,
+        "prefix": str(prefix),
+        "kind": kind.value if kind else "unknown",
+        "state": state,
+        "next_hops": [
+            {"gateway": str(hop.gateway) if hop.gateway else None, "ifname": hop.ifname}
+            for hop in route.next_hops
+        ],
+        "from": [str(path.peer) for path in paths],
+        "as_path": list(paths[0].as_path) if paths else [],
+        "detail": detail,
+    }
+
+
+def next_hops_text(route: Route) -> str:
+    """A route's next hops as a person writes them."""
+    if route.is_blackhole:
+        return "blackhole"
+    return ", ".join(
+        f"via {hop.gateway} dev {hop.ifname}" if hop.gateway else f"dev {hop.ifname}"
+        for hop in route.next_hops
+    )
+
+
+def block_rows(belief: Belief) -> list[Row]:
+    """One row a block of the cluster; use and announcement are known for our own."""
+    announced: dict[Prefix, list[str]] = {}
+    for peer, prefix in belief.advertised:
+        announced.setdefault(prefix, []).append(str(peer))
+    rows = []
+    for block in sorted(belief.blocks, key=lambda b: _prefix_order(str(b.cidr))):
+        use = belief.usage.get(block.cidr)
+        rows.append(
+            {
+                "block": str(block.cidr),
+                "pool": block.pool,
+                "node": block.node,
+                "state": block.state.value,
+                "used": use.used if use else None,
+                "cooling": use.cooling if use else None,
+                "free": use.free if use else None,
+                "announced_to": sorted(announced.get(block.cidr, [])),
+            }
+        )
+    return rows
+
+
+def pod_rows(belief: Belief) -> list[Row]:
+    """One row a pod link of this node; ``routed`` when each address leads to that very link."""
+    routed = {
+        (key.prefix.network_address, hop.ifname)
+        for key, route in belief.actual.items()
+        if key.prefix.prefixlen == key.prefix.max_prefixlen
+        for hop in route.next_hops
+    }
+    return [
+        {
+            "node": belief.node,
+            "namespace": pod.pod.namespace if pod.pod else None,
+            "pod": pod.pod.name if pod.pod else None,
+            "addresses": [str(address) for address in pod.addresses],
+            "ifname": pod.attachment.ifname,
+            "host_ifname": pod.ifname,
+            "network": pod.attachment.network,
+            "container_id": pod.attachment.container_id,
+            "up": pod.is_up,
+            "mtu_bytes": pod.mtu_bytes,
+            "routed": all((address, pod.ifname) in routed for address in pod.addresses),
+        }
+        for pod in sorted(belief.pods, key=lambda p: (str(p.pod or ""), p.attachment))
+    ]
+
+
+def status_row(belief: Belief) -> Row:
+    """The whole node on one screen; ``findings`` empty means healthy."""
+    peers = peer_rows(belief)
+    routes = route_rows(belief)
+    findings = list(_findings(belief, peers, routes))
+    by_kind: dict[str, int] = {}
+    for row in routes:
+        if row["state"] == "ok":
+            by_kind[row["kind"]] = by_kind.get(row["kind"], 0) + 1
+    mine = [b for b in belief.blocks if b.node == belief.node]
+    return {
+        "node": belief.node,
+        "version": belief.version,
+        "healthy": not findings,
+        "findings": findings,
+        "store": {"path": belief.store, "error": belief.store_error},
+        "speaker_connected": belief.speaker_connected,
+        "peers": {
+            "configured": len(peers),
+            "established": sum(1 for p in peers if p["state"] == SessionState.ESTABLISHED.value),
+        },
+        "routes": {
+            "ok": sum(1 for r in routes if r["state"] == "ok"),
+            "not_ok": sum(1 for r in routes if r["state"] in {"missing", "wrong", "stray"}),
+            "held": sum(1 for r in routes if r["state"] == "held"),
+            "rejected": sum(1 for r in routes if r["state"] == "rejected"),
+            "by_kind": by_kind,
+        },
+        "blocks": {
+            "confirmed": sum(1 for b in mine if b.state is BlockState.CONFIRMED),
+            "pending": sum(1 for b in mine if b.state is not BlockState.CONFIRMED),
+        },
+        "addresses": {
+            "used": sum(use.used for use in belief.usage.values()),
+            "cooling": sum(use.cooling for use in belief.usage.values()),
+            "free": sum(use.free for use in belief.usage.values()),
+        },
+        "pods": len(belief.pods),
+        "last_pass_age_s": belief.last_pass_age_s,
+    }
+
+
+def _findings(belief: Belief, peers: list[Row], routes: list[Row]) -> Iterable[str]:
+    if belief.store_error is not None:
+        yield f"store: {belief.store_error}"
+    yield from belief.desired.problems
+    if not belief.speaker_connected:
+        yield "ExaBGP is not connected to the agent: is `slash32 speaker` running?"
+    for row in peers:
+        if row["state"] != SessionState.ESTABLISHED.value:
+            reason = f" ({row['reason']})" if row["reason"] else ""
+            yield f"peer {row['peer']} is {row['state']}{reason}"
+    for row in routes:
+        if row["state"] in {"missing", "wrong"}:
+            yield f"route {row['prefix']} is {row['state']}: {row['detail'] or 'being repaired'}"
+    for what, operation, error in belief.failures:
+        if not what.startswith("route ") and what != "store":
+            yield f"{what}: {operation} failed: {error}"
+    for pod in pod_rows(belief):
+        if not pod["routed"]:
+            yield f"pod {pod['namespace']}/{pod['pod']}: no host route for {pod['addresses']}"

@@ -1,0 +1,172 @@
+"""The rows the CLI prints: desired, kernel and BGP joined into one verdict each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+
+from bgp.paths import Path, Peer, PeerStatus, SessionState
+from cni.attachment import Attachment, PodRef
+from cni.ipam.block import Block, BlockState
+from routing.desired import Desired, RejectedPath
+from routing.routes import NextHop, Route, RouteKey, RouteKind
+from routing.view import (
+    Belief,
+    BlockUse,
+    PodView,
+    block_rows,
+    peer_rows,
+    pod_rows,
+    route_rows,
+    status_row,
+)
+
+TOR = ip_address("172.30.0.0")
+BLOCK = ip_network("10.244.1.0/26")
+REMOTE = ip_network("10.244.2.0/26")
+
+
+def make_route(prefix, *hops: NextHop) -> Route:
+    return Route(RouteKey(prefix), hops)
+
+
+def make_path(prefix=REMOTE, as_path=(64512, 64602)) -> Path:
+    return Path(TOR, prefix, TOR, as_path, len(as_path))
+
+
+def belief(**changes) -> Belief:
+    pod_prefix = ip_network("10.244.1.5/32")
+    routes = {
+        r.key: r
+        for r in (
+            make_route(BLOCK),
+            make_route(REMOTE, NextHop("uplink0", TOR)),
+            make_route(pod_prefix, NextHop("s32abc")),
+        )
+    }
+    values = {
+        "now_s": 100.0,
+        "node": "n1",
+        "version": "0",
+        "desired": Desired(
+            routes=routes,
+            kinds={
+                RouteKey(BLOCK): RouteKind.BLOCK,
+                RouteKey(REMOTE): RouteKind.REMOTE,
+                RouteKey(pod_prefix): RouteKind.POD,
+            },
+            peers={
+                TOR: Peer(
+                    "tor", TOR, 64512, 64601, ip_address("172.30.0.1"), ip_address("172.30.0.1")
+                )
+            },
+            best={REMOTE: (make_path(),)},
+        ),
+        "actual": dict(routes),
+        "sessions": {TOR: PeerStatus(TOR, SessionState.ESTABLISHED, since_s=40.0)},
+        "paths": {(TOR, REMOTE): make_path()},
+        "advertised": frozenset({(TOR, BLOCK)}),
+        "blocks": [Block(BLOCK, "v4", "n1", BlockState.CONFIRMED)],
+        "usage": {BLOCK: BlockUse(1, 0, 63)},
+        "pods": [
+            PodView(
+                Attachment("net", "c1", "eth0"),
+                PodRef("default", "web"),
+                (ip_address("10.244.1.5"),),
+                "s32abc",
+                True,
+                1500,
+            )
+        ],
+        "held": [],
+        "failures": [],
+        "store_error": None,
+        "speaker_connected": True,
+        "last_pass_age_s": 0.1,
+    }
+    return Belief(**(values | changes))
+
+
+def test_a_healthy_node_has_no_findings():
+    """Everything wanted is there, the session is up."""
+    row = status_row(belief())
+    assert row["healthy"]
+    assert row["findings"] == []
+    assert row["routes"]["by_kind"] == {"block": 1, "pod": 1, "remote": 1}
+    assert row["peers"] == {"configured": 1, "established": 1}
+
+
+def test_a_missing_route_is_named_with_the_failure():
+    """The reason the kernel gave stands in the row and in the findings."""
+    gone = {k: v for k, v in belief().actual.items() if k.prefix != REMOTE}
+    seen = belief(actual=gone, failures=[(f"route {REMOTE}", "create", "held by protocol 3")])
+    row = next(r for r in route_rows(seen) if r["prefix"] == str(REMOTE))
+    assert row["state"] == "missing"
+    assert "held by protocol 3" in row["detail"]
+    assert any("10.244.2.0/26 is missing" in f for f in status_row(seen)["findings"])
+
+
+def test_a_wrong_route_shows_what_the_kernel_has():
+    """Wanted and found side by side."""
+    base = belief()
+    other = dict(base.actual) | {RouteKey(REMOTE): make_route(REMOTE, NextHop("uplink1", TOR))}
+    row = next(r for r in route_rows(belief(actual=other)) if r["prefix"] == str(REMOTE))
+    assert row["state"] == "wrong"
+    assert "dev uplink1" in row["detail"]
+
+
+def test_an_unwanted_route_is_stray_or_held_by_its_gate():
+    """Held is not a finding: the gate will open."""
+    stale = make_route(ip_network("10.244.9.0/26"), NextHop("uplink0", TOR))
+    actual = dict(belief().actual) | {stale.key: stale}
+    stray = route_rows(belief(actual=actual))[-1]
+    assert stray["state"] == "stray"
+    held = route_rows(belief(actual=actual, held=[("route 10.244.9.0/26", "store-out-of-sync")]))
+    assert (held[-1]["state"], held[-1]["detail"]) == ("held", "store-out-of-sync")
+
+
+def test_a_rejected_path_is_a_row_with_its_reason():
+    """The thing no peer shows."""
+    bad = make_path(ip_network("192.0.2.0/24"))
+    seen = belief(
+        desired=replace(belief().desired, rejected=(RejectedPath(bad, "not-in-pool", "why"),)),
+        paths={(TOR, REMOTE): make_path(), (TOR, bad.prefix): bad},
+    )
+    row = route_rows(seen)[-1]
+    assert row["state"] == "rejected"
+    assert row["detail"] == "not-in-pool: why"
+    peer = peer_rows(seen)[0]
+    assert (peer["received"], peer["accepted"], peer["advertised"]) == (2, 1, 1)
+
+
+def test_a_session_that_is_down_says_why():
+    """In ExaBGP's words, or that ExaBGP itself is away."""
+    down = belief(sessions={TOR: PeerStatus(TOR, SessionState.IDLE, last_reason="peer reset")})
+    assert peer_rows(down)[0]["reason"] == "peer reset"
+    assert "peer 172.30.0.0 is Idle (peer reset)" in status_row(down)["findings"]
+    away = belief(sessions={}, speaker_connected=False)
+    assert "ExaBGP is not connected" in peer_rows(away)[0]["reason"]
+
+
+def test_blocks_show_use_for_ours_and_owner_for_others():
+    """Use of another node's block is not ours to know."""
+    other = Block(REMOTE, "v4", "n2", BlockState.CONFIRMED)
+    rows = block_rows(belief(blocks=[*belief().blocks, other]))
+    assert rows[0]["used"] == 1
+    assert rows[0]["announced_to"] == ["172.30.0.0"]
+    assert rows[1]["node"] == "n2"
+    assert rows[1]["used"] is None
+
+
+def test_a_pod_whose_route_leads_elsewhere_is_not_routed():
+    """A /32 to another interface is worse than none."""
+    key = RouteKey(ip_network("10.244.1.5/32"))
+    wrong = dict(belief().actual) | {key: make_route(key.prefix, NextHop("s32other"))}
+    assert pod_rows(belief(actual=wrong))[0]["routed"] is False
+    assert any("no host route" in f for f in status_row(belief(actual=wrong))["findings"])
+    assert pod_rows(belief())[0]["routed"] is True
+
+
+def test_a_store_that_is_away_is_a_finding():
+    """The node goes on, and says so."""
+    assert "store: no such file" in status_row(belief(store_error="no such file"))["findings"]
