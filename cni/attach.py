@@ -1,0 +1,464 @@
+"""The CNI verbs: allocate, wire, route, answer; and undo in reverse when a step fails.
+
+Invariants:
+  * One attachment is worked on by one verb at a time; different attachments never wait for each
+    other here.
+  * An ADD that fails leaves no link, no host route and no address. What its undoing could not undo
+    is logged and travels with the error as notes.
+  * The pod end comes up after the host route is in the kernel, so a pod never sends into the void.
+  * A DEL takes the link first, then the route, then the address: an address is free only when
+    nothing can use it any more. It needs neither the store nor the namespace.
+  * An ADD that repeats gets the same answer.
+
+The kernel and the datastore are behind the three protocols below. This module raises what it and
+they raise; server.py turns that into CNI errors, in one place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Protocol, TypeVar
+
+from cni.answer import add_result, differences_from_previous, pod_mtu_bytes
+from cni.attachment import Address, Attachment
+from cni.errors import CniError, Code, shown
+from cni.podlink import PodLink
+from cni.result import Result
+from cni.spec import Command, NetConf, Request
+from cni.wiring import LinkExists, ObservedLink, PodInterfaceExists
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+VERB_DEADLINE_S = 30.0
+"""kubelet gives a sandbox about four minutes and CRI-O five; the plugin waits for 60 s."""
+
+ADDRESS_ATTEMPTS = 3
+"""How many addresses one ADD tries when the host already routes them elsewhere."""
+
+REMOVER_THREADS = 16
+"""Removing a link sleeps 16-20 ms in the kernel (RCU), without CPU; that many overlap."""
+
+NETNS_MAGIC_IOCTL = 0xB703
+"""NS_GET_NSTYPE of linux/nsfs.h: the CLONE_NEW* flag of a namespace file."""
+CLONE_NEWNET = 0x40000000
+
+
+class Wiring(Protocol):
+    """Makes, reads back and removes pod links (cni/wiring.py). Blocking; ``remove`` for 20 ms."""
+
+    def create(self, link: PodLink, netns_fd: int) -> int:
+        """The host half, and the pod end born down in its namespace; the host end's ifindex."""
+
+    def configure_pod(self, link: PodLink, netns_fd: int) -> str:
+        """The pod half, once the host route is in place; the pod end's MAC."""
+
+    def remove(self, host_ifname: str) -> bool:
+        """Removes a link of ours and returns when it is gone; False when there was none."""
+
+    def read(self) -> list[ObservedLink]:
+        """Every link of ours."""
+
+    def check(self, link: PodLink, netns_fd: int) -> list[str]:
+        """What differs from ``link`` on either side, one sentence each."""
+
+    def repair(self, link: PodLink) -> list[str]:
+        """Mends the host side; what it mended."""
+
+
+class HostRouteError(Exception):
+    """A pod's host route could not be put in place; the sentence names who holds the prefix."""
+
+
+class HostRoutes(Protocol):
+    """The node's routes to its pods (routing/reconcile.py)."""
+
+    async def ensure(self, link: PodLink) -> None:
+        """Returns once every address of ``link`` is routed to its host end. Idempotent.
+
+        Raises:
+            HostRouteError: the prefix is held by something else, or the kernel refused.
+        """
+
+    async def forget(self, attachment: Attachment) -> None:
+        """The link is gone; its routes go too."""
+
+    async def check(self, link: PodLink) -> list[str]:
+        """What is wrong with the routes of ``link``, one sentence each."""
+
+
+class AddressAllocator(Protocol):
+    """The node's address book (cni/ipam/allocator.py)."""
+
+    async def assign(self, attachment: Attachment) -> tuple[Address, ...]:
+        """One address of each family that has a pool; the same ones when asked again."""
+
+    def release(self, attachment: Attachment) -> tuple[Address, ...]:
+        """Frees them, into cool-down; () when it held none."""
+
+    def addresses(self, attachment: Attachment) -> tuple[Address, ...]:
+        """What it holds."""
+
+    def attachments(self) -> Iterable[Attachment]:
+        """Everybody who holds an address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unready:
+    """Why no ADD can be served: ``code`` is 50, or 51 when pods that run suffer too."""
+
+    code: int
+    reason: str
+
+
+@dataclass(slots=True)
+class _Turn:
+    """The lock of one attachment, and how many verbs hold it or wait for it."""
+
+    lock: asyncio.Lock
+    users: int = 0
+
+
+def describe_netns(netns_fd: int) -> str | None:
+    """What is wrong with ``netns_fd`` as a pod's namespace, or None.
+
+    Anything can be behind CNI_NETNS, the host's own namespace included; wiring a pod into that one
+    would give the host a second default route.
+    """
+    try:
+        status = os.fstat(netns_fd)
+        if not stat.S_ISREG(status.st_mode):
+            return "is not a network namespace"
+        kind = fcntl.ioctl(netns_fd, NETNS_MAGIC_IOCTL)
+    except OSError:
+        return "is not a network namespace"
+    if kind != CLONE_NEWNET:
+        return "is a namespace of another kind, not a network namespace"
+    own = os.stat("/proc/self/ns/net")
+    if (own.st_dev, own.st_ino) == (status.st_dev, status.st_ino):
+        return "is the namespace of the host itself"
+    return None
+
+
+class Attacher:
+    """The verbs of one node.
+
+    Args:
+        mtu_bytes: what a pod link gets when the network configuration names no MTU.
+        readiness: what STATUS answers; called at every STATUS, must answer from memory.
+        examine_netns: what is wrong with a namespace's descriptor, or None.
+        deadline_s: seconds one verb may take.
+    """
+
+    def __init__(
+        self,
+        *,
+        wiring: Wiring,
+        host_routes: HostRoutes,
+        allocator: AddressAllocator,
+        mtu_bytes: Callable[[], int],
+        readiness: Callable[[], Unready | None],
+        examine_netns: Callable[[int], str | None] = describe_netns,
+        deadline_s: float = VERB_DEADLINE_S,
+    ) -> None:
+        self._wiring = wiring
+        self._host_routes = host_routes
+        self._allocator = allocator
+        self._mtu_bytes = mtu_bytes
+        self._readiness = readiness
+        self._examine_netns = examine_netns
+        self._deadline_s = deadline_s
+        self._turns: dict[Attachment, _Turn] = {}
+        self._removers = ThreadPoolExecutor(REMOVER_THREADS, thread_name_prefix="cni-remove")
+
+    async def handle(self, request: Request, netns_fd: int | None) -> Result | None:
+        """Does what ``request`` asks; the result of an ADD, None for the other verbs.
+
+        Args:
+            request: parsed and validated.
+            netns_fd: the pod's namespace, open; None when the plugin could not open it. The
+                caller keeps it open until this returns, and closes it.
+
+        Raises:
+            CniError: the verb was refused, or CHECK and GC found something.
+            TimeoutError: the deadline passed; an ADD has been undone.
+            NoAddress, BlockStoreError, HostRouteError, WiringError: what failed underneath.
+        """
+        async with asyncio.timeout(self._deadline_s):
+            match request.command:
+                case Command.ADD:
+                    return await self._add(request, netns_fd)
+                case Command.DEL:
+                    await self._delete(_attachment_of(request))
+                case Command.CHECK:
+                    await self._check(request, netns_fd)
+                case Command.STATUS:
+                    self._status()
+                case Command.GC:
+                    await self._collect(request.netconf)
+                case Command.VERSION:
+                    raise CniError(
+                        Code.INVALID_ENVIRONMENT, "CNI_COMMAND VERSION is the plugin's to answer"
+                    )
+        return None
+
+    async def close(self) -> None:
+        """Waits for the removals under way and ends their threads."""
+        await asyncio.to_thread(self._removers.shutdown)
+
+    # -- ADD -------------------------------------------------------------------------------
+
+    async def _add(self, request: Request, netns_fd: int | None) -> Result:
+        attachment = _attachment_of(request)
+        fd = self._usable_netns(request, netns_fd)
+        async with self._turn(attachment):
+            if self._allocator.addresses(attachment):
+                answer = await self._repeat(request, fd)
+                if answer is not None:
+                    return answer
+            return await self._wire_some_address(request, fd)
+
+    async def _wire_some_address(self, request: Request, netns_fd: int) -> Result:
+        """``_wire``, with another address when the host already routes the first one elsewhere.
+
+        Wherever such a route comes from, its address is in use. ``_wire`` has released ours into
+        cool-down, so the allocator gives another one.
+        """
+        refused: list[str] = []
+        while True:
+            try:
+                return await self._wire(request, netns_fd)
+            except HostRouteError as error:
+                refused.append(str(error))
+                log.warning(
+                    "address_in_use attachment=%s attempt=%d error=%s",
+                    request.attachment,
+                    len(refused),
+                    error,
+                )
+                if len(refused) == ADDRESS_ATTEMPTS:
+                    raise
+            except Exception as error:
+                for each in refused:
+                    error.add_note(f"an address was given up before: {each}")
+                raise
+
+    async def _repeat(self, request: Request, netns_fd: int) -> Result | None:
+        """The answer to an ADD of an attachment that has its link already, else None.
+
+        A link that is whole is left alone. One that is not is taken away, and the caller wires it
+        anew with the same addresses.
+        """
+        attachment = _attachment_of(request)
+        observed = next(
+            (each for each in self._wiring.read() if each.record.attachment == attachment), None
+        )
+        if observed is None:
+            return None
+        link = self._link(request, observed.record.addresses)
+        if link.addresses == self._allocator.addresses(attachment):
+            for mended in self._wiring.repair(link):
+                log.warning("pod_link_repaired attachment=%s what=%s", attachment, mended)
+            await self._host_routes.ensure(link)
+            differences = self._wiring.check(link, netns_fd)
+            if not differences:
+                mac = self._wiring.configure_pod(link, netns_fd)
+                log.info("add_repeated attachment=%s", attachment)
+                return add_result(request, link, pod_mac=mac)
+            log.warning(
+                "pod_link_rebuilt attachment=%s differences=%s",
+                attachment,
+                "; ".join(differences),
+            )
+        await self._remove(attachment)
+        await self._host_routes.forget(attachment)
+        return None
+
+    async def _wire(self, request: Request, netns_fd: int) -> Result:
+        """Allocates, wires and routes; whatever fails, all of it is undone."""
+        attachment = _attachment_of(request)
+        async with AsyncExitStack() as undo:
+            undo.push_async_exit(_undoing("release", lambda: self._release(attachment)))
+            addresses = await self._allocator.assign(attachment)
+            link = self._link(request, addresses)
+            try:
+                self._wiring.create(link, netns_fd)
+            except (LinkExists, PodInterfaceExists):
+                # Nothing was made, and what is there may be somebody's living link.
+                raise
+            except Exception:
+                undo.push_async_exit(_undoing("remove", lambda: self._remove(attachment)))
+                raise
+            undo.push_async_exit(_undoing("remove", lambda: self._remove(attachment)))
+            undo.push_async_exit(_undoing("forget", lambda: self._host_routes.forget(attachment)))
+            await self._host_routes.ensure(link)
+            mac = self._wiring.configure_pod(link, netns_fd)
+            result = add_result(request, link, pod_mac=mac)
+            undo.pop_all()
+        log.info(
+            "pod_attached attachment=%s pod=%s addresses=%s link=%s",
+            attachment,
+            request.pod or "-",
+            _listed(addresses),
+            link.host_ifname,
+        )
+        return result
+
+    def _link(self, request: Request, addresses: tuple[Address, ...]) -> PodLink:
+        return PodLink(
+            attachment=_attachment_of(request),
+            addresses=addresses,
+            mtu_bytes=request.netconf.mtu_bytes or self._mtu_bytes(),
+            pod=request.pod,
+        )
+
+    def _usable_netns(self, request: Request, netns_fd: int | None) -> int:
+        """The namespace's descriptor.
+
+        Raises:
+            CniError: 3 it could not be opened, 4 it is no namespace a pod can be wired into.
+        """
+        if netns_fd is None:
+            raise CniError(
+                Code.UNKNOWN_CONTAINER, f"CNI_NETNS {shown(request.netns)} cannot be opened"
+            )
+        wrong = self._examine_netns(netns_fd)
+        if wrong is not None:
+            raise CniError(Code.INVALID_ENVIRONMENT, f"CNI_NETNS {shown(request.netns)} {wrong}")
+        return netns_fd
+
+    # -- DEL, CHECK, STATUS, GC ------------------------------------------------------------
+
+    async def _delete(self, attachment: Attachment) -> None:
+        async with self._turn(attachment):
+            removed = await self._remove(attachment)
+            await self._host_routes.forget(attachment)
+            released = await self._release(attachment)
+        if removed or released:
+            log.info(
+                "pod_detached attachment=%s link_removed=%s released=%s",
+                attachment,
+                removed,
+                _listed(released),
+            )
+
+    async def _check(self, request: Request, netns_fd: int | None) -> None:
+        attachment = _attachment_of(request)
+        fd = self._usable_netns(request, netns_fd)
+        previous = request.netconf.prev_result or Result()
+        async with self._turn(attachment):
+            addresses = self._allocator.addresses(attachment)
+            differences = [] if addresses else [f"no address is assigned to {attachment}"]
+            if addresses:
+                link = self._link(request, addresses)
+                mtu_bytes = pod_mtu_bytes(previous, attachment)
+                if mtu_bytes:
+                    link = replace(link, mtu_bytes=mtu_bytes)
+                differences += differences_from_previous(previous, link)
+                differences += self._wiring.check(link, fd)
+                differences += await self._host_routes.check(link)
+        if differences:
+            raise CniError(
+                Code.CHECK_FOUND_DIFFERENCES,
+                f"CHECK of {attachment}: {differences[0]}",
+                "; ".join(differences),
+            )
+
+    def _status(self) -> None:
+        unready = self._readiness()
+        if unready is not None:
+            raise CniError(Code(unready.code), unready.reason)
+
+    async def _collect(self, netconf: NetConf) -> None:
+        """Removes every attachment of this network that the runtime does not name."""
+        valid = netconf.valid_attachments
+        if valid is None:
+            raise CniError(Code.INVALID_CONFIG, "cni.dev/valid-attachments is missing")
+        known = {each.record.attachment for each in self._wiring.read()}
+        known.update(self._allocator.attachments())
+        stale = sorted(each for each in known - valid if each.network == netconf.name)
+        if stale:
+            log.info("gc_removes network=%s attachments=%d", netconf.name, len(stale))
+        # All at once: the removals sleep in the kernel, and one that fails stops no other.
+        outcomes = await asyncio.gather(
+            *(self._delete(each) for each in stale), return_exceptions=True
+        )
+        failures = [
+            f"{attachment}: {outcome}"
+            for attachment, outcome in zip(stale, outcomes, strict=True)
+            if isinstance(outcome, BaseException)
+        ]
+        if failures:
+            raise CniError(
+                Code.GC_INCOMPLETE,
+                f"GC of network {netconf.name} could not remove {len(failures)} of "
+                f"{len(stale)} stale attachments",
+                "; ".join(failures),
+            )
+
+    # -- steps -----------------------------------------------------------------------------
+
+    async def _remove(self, attachment: Attachment) -> bool:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._removers, self._wiring.remove, attachment.host_ifname
+        )
+
+    async def _release(self, attachment: Attachment) -> tuple[Address, ...]:
+        return self._allocator.release(attachment)
+
+    @asynccontextmanager
+    async def _turn(self, attachment: Attachment) -> AsyncIterator[None]:
+        """This attachment's turn; the lock lives as long as somebody wants it."""
+        turn = self._turns.setdefault(attachment, _Turn(asyncio.Lock()))
+        turn.users += 1
+        try:
+            async with turn.lock:
+                yield
+        finally:
+            turn.users -= 1
+            if not turn.users:
+                del self._turns[attachment]
+
+
+def _attachment_of(request: Request) -> Attachment:
+    if request.attachment is None:
+        raise CniError(Code.INVALID_ENVIRONMENT, f"{request.command.value} names no container")
+    return request.attachment
+
+
+def _listed(addresses: tuple[Address, ...]) -> str:
+    return ",".join(str(each) for each in addresses) or "-"
+
+
+def _undoing(
+    step: str, action: Callable[[], Awaitable[object]]
+) -> Callable[
+    [type[BaseException] | None, BaseException | None, TracebackType | None], Awaitable[bool]
+]:
+    """``action`` as an exit of a stack: its own failure is told, and stops no other undoing."""
+
+    async def undo(
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> bool:
+        try:
+            await action()
+        except Exception as failure:
+            log.exception("undo_failed step=%s", step)
+            if error is not None:
+                error.add_note(f"undoing it, {step} failed: {failure}")
+        return False
+
+    return undo
