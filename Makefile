@@ -1,0 +1,32 @@
+# Everything here works on a fresh Debian 12 machine; see README.md.
+#
+#   make demo     a lab of three nodes and a router: proves that packets cross, cleans up (root)
+#   make setup    Debian packages and .venv, without running anything
+#   make clean    removes what the targets made inside the project
+#
+# PYTHON=...      the interpreter for .venv (3.11 or later; default: the first that fits)
+# DEMO_ARGS=...   for instance DEMO_ARGS='--nodes 10 --tors 2'
+
+PYTHON ?=
+DEMO_ARGS ?=
+VENV := .venv
+
+.PHONY: help
+help:
+	@sed -n 's/^#  //p' Makefile
+
+# ---- the lab -------------------------------------------------------------------------------------
+
+.PHONY: setup demo clean
+setup:
+	@PYTHON='$(PYTHON)' sh lab/setup.sh
+
+demo: setup
+	@$(VENV)/bin/slash32 lab demo $(DEMO_ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
+	    .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- checks --------------------------------------------------------------------------------------

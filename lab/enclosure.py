@@ -1,0 +1,301 @@
+"""A place on a lab's node where a real container runtime can live without touching the machine's.
+
+A runtime will not be argued out of some directories: ctr and podman read /etc/cni/net.d, Debian's
+ctr looks for plugins in /usr/lib/cni where others look in /opt/cni/bin, libcni keeps results in
+/var/lib/cni, shims, conmon and podman put sockets, locks and namespaces under /run. So a node's
+runtime gets a mount namespace in which these are directories of the lab, besides the node's network
+namespace and a cgroup of its own. The machine's own directories are never written, not even to make
+a mount point: where one is missing, an overlay with its upper half in memory supplies it.
+
+Everything inside is found again by the mount namespace or by the cgroup, whatever became of the
+process that started it: shims and containers outlive their daemon.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab import namespaces, processes
+from lab.plan import LabFailure
+from lab.processes import Process
+from lab.runtime import HOST_PATH
+from lab.waiting import wait_until
+
+CNI_CONF_DIR = "/etc/cni/net.d"
+CNI_BIN_DIRS = ("/opt/cni/bin", "/usr/lib/cni")
+"""Upstream's directory for plugins and Debian's; each build of a runtime knows one of them."""
+
+CNI_CACHE_DIR = "/var/lib/cni"
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+MOUNT_DEADLINE_S = 10.0
+ROUNDS_MAX = 5
+"""How often what is inside is looked for and ended: a dying runtime may still start something."""
+
+ENVIRONMENT = {"PATH": HOST_PATH, "HOME": "/root", "LANG": "C.UTF-8"}
+
+# $1 is written when all is mounted, $2 stays visible below /run, pairs of (where, what) follow up
+# to --, then the program. umount before anything else: a copy of another's namespace file keeps
+# that namespace alive after 'ip netns delete'. -n: /run/mount/utab is the machine's.
+_MOUNT = """
+ready=$1 kept=$2
+shift 2
+while mountpoint -q /run/netns; do umount -n -l -R /run/netns; done
+exec 3< "$kept"
+mount -n -t tmpfs -o mode=755 tmpfs /run
+mkdir -p "$kept" /run/netns
+mount -n --no-canonicalize --bind /proc/self/fd/3 "$kept"
+exec 3<&-
+mount -n -t tmpfs -o mode=1777 tmpfs /dev/shm
+layers=0
+while [ "$1" != -- ]; do
+    if [ ! -d "$1" ]; then
+        above=$(dirname "$1")
+        while [ ! -d "$above" ]; do above=$(dirname "$above"); done
+        [ "$above" != / ] || { echo "no directory above $1" >&2; exit 1; }
+        layers=$((layers + 1))
+        layer=/run/above$layers
+        mkdir -p "$layer/upper" "$layer/work"
+        mount -n -t overlay -o "lowerdir=$above,upperdir=$layer/upper,workdir=$layer/work" \
+            overlay "$above"
+        mkdir -p "$1"
+    fi
+    mount -n --bind "$2" "$1"
+    shift 2
+done
+shift
+: > "$ready"
+exec "$@"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a runtime is to live.
+
+    Attributes:
+        name: names its cgroup and its containers' namespace; unique on the machine.
+        namespace: the node's network namespace.
+        root: a directory of its own, made by ``Enclosure`` and removed at the end.
+        kept: the directory below /run that its plugins need: the lab's.
+        cni_bin: holds the plugins.
+        cni_conf: holds the network configurations.
+    """
+
+    name: str
+    namespace: str
+    root: Path
+    kept: Path
+    cni_bin: Path
+    cni_conf: Path
+
+    @property
+    def cni_cache(self) -> Path:
+        return self.root / "cni-cache"
+
+    def log(self, program: str) -> Path:
+        return self.root / "log" / f"{program}.log"
+
+
+def require_programs(needed: dict[str, str]) -> None:
+    """Whether the programs a runtime consists of are there.
+
+    Args:
+        needed: program -> the Debian package that has it.
+
+    Raises:
+        LabFailure: names what is missing and the packages.
+    """
+    missing = [p for p in needed if shutil.which(p, path=HOST_PATH) is None]
+    if missing:
+        packages = " ".join(sorted({needed[p] for p in missing}))
+        raise LabFailure(f"missing: {', '.join(missing)}; on Debian: apt-get install {packages}")
+
+
+class Enclosure:
+    """One place in use. ``open`` it first; ``close`` it whatever happened."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self._first: Process | None = None
+        self._mounts: int | None = None
+
+    def open(self, name: str, argv: Sequence[str]) -> Process:
+        """Starts the first program inside, whose life is that of the place.
+
+        Raises:
+            LabFailure: a mount failed, or the program ended; with its last words.
+        """
+        place = self.place
+        for directory in (place.root, place.cni_cache, place.cni_conf, place.cni_bin):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ready = place.root / "mounted"
+        ready.unlink(missing_ok=True)
+        pairs = [CNI_CONF_DIR, str(place.cni_conf), CNI_CACHE_DIR, str(place.cni_cache)]
+        for directory in CNI_BIN_DIRS:
+            pairs += [directory, str(place.cni_bin)]
+        script = ["sh", "-euc", _MOUNT, "sh", str(ready), str(place.kept), *pairs, "--", *argv]
+        first = processes.start(
+            name,
+            ["unshare", "--mount", "--propagation", "private", "--", *script],
+            namespace=place.namespace,
+            env=ENVIRONMENT,
+            log=place.log(name),
+        )
+        self._first = first
+
+        def missing() -> list[str]:
+            if ready.exists():
+                return []
+            self.give_up_if_dead()
+            return [f"{name} has not mounted its directories"]
+
+        wait_until(missing, what=name, deadline_s=MOUNT_DEADLINE_S)
+        self._mounts = _mount_namespace(first.pid)
+        return first
+
+    def give_up_if_dead(self) -> Process:
+        """The first program.
+
+        Raises:
+            LabFailure: it has ended, with its last words, or was never started.
+        """
+        if self._first is None:
+            raise LabFailure(f"nothing was started in {self.place.name}")
+        if not processes.is_alive(self._first):
+            words = processes.log_tail(self.place.log(self._first.name))
+            raise LabFailure(f"{self._first.name} of {self.place.name} has ended: {words}")
+        return self._first
+
+    def command(self, argv: Sequence[str]) -> list[str]:
+        """The command line that runs ``argv`` inside, from anywhere.
+
+        Raises:
+            LabFailure: nothing is inside any more.
+        """
+        first = self.give_up_if_dead()
+        return ["nsenter", f"--target={first.pid}", "--mount", "--net", "--", *argv]
+
+    def run(self, argv: Sequence[str], *, ok: tuple[int, ...] = (0,)) -> str:
+        """Runs a program inside to its end; what it printed.
+
+        Raises:
+            CommandFailed: see ``namespaces.run``.
+        """
+        return namespaces.run(self.command(argv), env=ENVIRONMENT, ok=ok)
+
+    def start(self, name: str, argv: Sequence[str]) -> Process:
+        """Starts a program inside, with its output in ``place.log(name)``."""
+        return processes.start(
+            name,
+            self.command(argv),
+            namespace=self.place.namespace,
+            env=ENVIRONMENT,
+            log=self.place.log(name),
+        )
+
+    def cni_results(self) -> dict[str, dict[str, Any]]:
+        """What libcni keeps: container id as it was told to plugins -> the ADD result.
+
+        An entry appears when an ADD has succeeded and goes with a DEL that has.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        with suppress(FileNotFoundError):
+            for path in sorted((self.place.cni_cache / "results").iterdir()):
+                # It is written in place: what cannot be read yet is not there yet.
+                with suppress(ValueError, FileNotFoundError):
+                    entry = json.loads(path.read_text())
+                    found[str(entry["containerId"])] = dict(entry["result"])
+        return found
+
+    def inside(self) -> list[Process]:
+        """Every process in the place's mount namespace or cgroup."""
+        pids = set(_cgroup_members(self.place.name))
+        if self._mounts is not None:
+            for entry in Path("/proc").iterdir():
+                if entry.name.isdigit() and _mount_namespace(int(entry.name)) == self._mounts:
+                    pids.add(int(entry.name))
+        elif self._first is not None:
+            pids.add(self._first.pid)
+        return [
+            Process(f"process of {self.place.name}", pid, ticks)
+            for pid in sorted(pids)
+            if (ticks := processes.start_ticks(pid)) is not None
+        ]
+
+    def close(self) -> None:
+        """Ends everything inside and removes cgroup and files; with the last process go the mounts.
+
+        Raises:
+            LabFailure: something cannot be ended or removed.
+        """
+        for _ in range(ROUNDS_MAX):
+            _kill_members(self.place.name)
+            processes.stop(self.inside())
+            if not any(processes.is_alive(p) for p in self.inside()):
+                break
+        else:
+            raise LabFailure(f"new processes keep appearing in {self.place.name}")
+        wait_until(
+            lambda: _remove_cgroups(self.place.name),
+            what=f"removing the cgroup {self.place.name}",
+            deadline_s=MOUNT_DEADLINE_S,
+        )
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.place.root)
+        self._first = self._mounts = None
+
+
+def _mount_namespace(pid: int) -> int | None:
+    try:
+        return os.stat(f"/proc/{pid}/ns/mnt").st_ino
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None
+
+
+def _cgroup_dirs(name: str) -> list[Path]:
+    """The cgroup in every hierarchy: one under version 2, one per controller under version 1."""
+    candidates = [CGROUP_ROOT / name, *(d / name for d in CGROUP_ROOT.iterdir() if d.is_dir())]
+    return [directory for directory in candidates if directory.is_dir()]
+
+
+def _cgroup_members(name: str) -> list[int]:
+    members: list[int] = []
+    for top in _cgroup_dirs(name):
+        for file in (top / "cgroup.procs", *top.rglob("*/cgroup.procs")):
+            with suppress(OSError):  # it went while we looked
+                members += [int(line) for line in file.read_text().split()]
+    return members
+
+
+def _kill_members(name: str) -> None:
+    """SIGKILL to what is in the cgroup: a container's first process does not obey SIGTERM."""
+    for pid in _cgroup_members(name):
+        with suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(pid)
+            try:
+                # The descriptor names one process now; only then may its cgroup be checked.
+                if pid in _cgroup_members(name):
+                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            finally:
+                os.close(descriptor)
+
+
+def _remove_cgroups(name: str) -> list[str]:
+    """Removes the cgroup bottom up; what is still there, a sentence each.
+
+    A cgroup is busy for a moment after its last process has been reaped.
+    """
+    for top in _cgroup_dirs(name):
+        for directory, _, _ in os.walk(top, topdown=False):
+            with suppress(OSError):
+                os.rmdir(directory)
+    return [f"{directory} is busy" for directory in _cgroup_dirs(name)]
