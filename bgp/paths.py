@@ -69,8 +69,8 @@ class Advertisement:
 class Path:
     """A route learned from one peer; (peer, prefix) is its key, for a withdraw has no next hop.
 
-    ``as_path`` is flat for loop checks; ``as_path_length`` counts an AS_SET once (RFC 4271 9.1.2.2).
-    ``local_pref`` and ``med`` are None when the attribute was absent.
+    ``as_path`` is flat for loop checks; ``as_path_length`` counts an AS_SET once (RFC 4271 section
+    9.1.2.2). ``local_pref`` and ``med`` are None when the attribute was absent.
     """
 
     peer: Address
@@ -133,6 +133,14 @@ class EndOfRib:
 
 
 @dataclass(frozen=True, slots=True)
+class RefreshEnd:
+    """``peer`` has sent again all it has of ``family``, as asked (RFC 7313 section 4, EoRR)."""
+
+    peer: Address
+    family: Family
+
+
+@dataclass(frozen=True, slots=True)
 class Notification:
     """A NOTIFICATION on the session, in or out; for people."""
 
@@ -145,7 +153,16 @@ class SpeakerShutdown:
     """ExaBGP said it is ending in good order."""
 
 
-Event = SessionUp | SessionDown | Connected | Update | EndOfRib | Notification | SpeakerShutdown
+Event = (
+    SessionUp
+    | SessionDown
+    | Connected
+    | Update
+    | EndOfRib
+    | RefreshEnd
+    | Notification
+    | SpeakerShutdown
+)
 
 
 @dataclass(slots=True)

@@ -1,0 +1,450 @@
+"""Sans-I/O codec for ExaBGP 5.0's API: our values to command lines, its lines to our values.
+
+ExaBGP prints two kinds of lines on the same pipe. Events are JSON objects with an ``exabgp``
+member. Everything else belongs to the answer of a command: any number of text lines, then a bare
+``done`` or ``error``. Nothing in an answer says which command it answers; ``bgp.conversation``
+pairs them.
+
+What a peer sent is judged route by route: a route we cannot use becomes a ``Rejection`` with a
+reason token and the rest of its UPDATE stands (the spirit of RFC 7606). Only a line that is not the
+language at all raises, and it raises ``ProtocolError`` alone, whatever the bytes.
+
+This module deliberately knows no policy: which prefixes are welcome is the hub's decision.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any, cast
+
+from bgp.judgement import judge_attributes, judge_path, judge_prefix, nlri_of
+from bgp.paths import (
+    Address,
+    Advertisement,
+    Connected,
+    EndOfRib,
+    Event,
+    Family,
+    Notification,
+    Path,
+    Prefix,
+    RefreshEnd,
+    Rejection,
+    SessionDown,
+    SessionUp,
+    SpeakerShutdown,
+    Update,
+)
+
+MAX_LINE_BYTES = 4 * 1024 * 1024
+"""An UPDATE has at most 64 KiB, about 1 MiB as JSON; a longer line is not ExaBGP's."""
+
+MAX_REASON_CHARACTERS = 200
+
+SHUTTING_DOWN = "stop, message [shutting down]"
+"""The reason of a SessionDown that ExaBGP caused by ending itself, not the peer."""
+
+SHOW_NEIGHBORS = "show neighbor json"
+SHOW_CONFIGURATION = "show neighbor configuration"
+SHOW_ADJ_RIB_IN = "show adj-rib in json"
+SHOW_ADJ_RIB_OUT = "show adj-rib out json"
+RELOAD = "reload"
+RESET = "reset"
+"""Throws away every command of ours that ExaBGP has read and not answered. Has no answer itself."""
+PROBE_ZERO = "#"
+PROBE_ONE = "version"
+"""Two commands that are answered at once and differently; a row of them spells a number."""
+
+_FAMILIES = {family.value: family for family in Family}
+
+
+class ProtocolError(ValueError):
+    """A line that is not ExaBGP's language, or a value that its language cannot say."""
+
+
+# -- what a line can be ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The bridge's first line on each connection. ``exabgp`` names one ExaBGP process for life.
+
+    ``exabgp`` is its pid and its start time in clock ticks, so a reused pid is another process.
+    """
+
+    bridge_pid: int
+    exabgp: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The end of an answer: ``done``, or ``error`` when ``ok`` is False."""
+
+    ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A line of an answer; its meaning depends on the command."""
+
+    text: str
+
+
+Line = Hello | Answered | Text | tuple[Event, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NeighborState:
+    """One entry of ``show neighbor json``. ``duration_s`` counts whole seconds of being up."""
+
+    peer: Address
+    local_address: Address
+    is_established: bool
+    is_ebgp: bool
+    duration_s: int
+    families: frozenset[Family]
+    has_route_refresh: bool
+
+
+# -- commands ----------------------------------------------------------------------------------
+
+
+def announce(peer: Address, advertisement: Advertisement) -> str:
+    """The line that announces ``advertisement`` to ``peer`` and to nobody else.
+
+    Raises:
+        ProtocolError: the next hop is of another family than the prefix; we have not negotiated
+            RFC 8950, and ExaBGP would send nonsense.
+    """
+    prefix, next_hop = advertisement.prefix, advertisement.next_hop
+    if next_hop is not None and next_hop.version != prefix.version:
+        raise ProtocolError(f"next hop {next_hop} cannot carry {prefix}: it is of another family")
+    hop = "self" if next_hop is None else _plain(next_hop)
+    return f"neighbor {_plain(peer)} announce route {prefix} next-hop {hop}"
+
+
+def withdraw(peer: Address, prefix: Prefix) -> str:
+    """The line that withdraws ``prefix`` from ``peer``."""
+    return f"neighbor {_plain(peer)} withdraw route {prefix}"
+
+
+def end_of_rib(peer: Address, family: Family) -> str:
+    """The line that sends End-of-RIB (RFC 4724 section 2) to ``peer``."""
+    return f"neighbor {_plain(peer)} announce eor {family.value}"
+
+
+def route_refresh(peer: Address, family: Family) -> str:
+    """The line that asks ``peer`` to send ``family`` again (RFC 2918)."""
+    return f"neighbor {_plain(peer)} announce route-refresh {family.value}"
+
+
+def _plain(address: Address) -> str:
+    """``address`` in digits. A scope would be free text in a command line."""
+    if getattr(address, "scope_id", None) is not None:
+        raise ProtocolError(f"address {str(address)!r}: a scope has no meaning between machines")
+    return str(address)
+
+
+# -- lines -------------------------------------------------------------------------------------
+
+
+def decode(line: bytes) -> Line:
+    """What one line (without its newline) from the bridge says.
+
+    Returns:
+        Hello, Answered, Text, or the events of a JSON line: none, when the line is of a kind we did
+        not ask for (ExaBGP may add some), never more than one UPDATE's worth.
+
+    Raises:
+        ProtocolError: the line is too long, not text, or an event that makes no sense.
+    """
+    if len(line) > MAX_LINE_BYTES:
+        raise ProtocolError(f"line of {len(line)} bytes, limit {MAX_LINE_BYTES}")
+    try:
+        text = line.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise ProtocolError(f"line is not text: {error.reason} at byte {error.start}") from None
+    if text == "done":
+        return Answered(ok=True)
+    if text == "error":
+        return Answered(ok=False)
+    # Answers to `show` begin with { too, but carry no marker; only a marker makes an event.
+    if not text.startswith("{") or ('"exabgp"' not in text and '"slash32"' not in text):
+        return Text(text)
+    message = _object(_json(text), "line")
+    if "slash32" in message:
+        return _hello(message)
+    if "exabgp" not in message:
+        return Text(text)
+    return _events(message)
+
+
+def decode_neighbors(lines: Iterable[str]) -> tuple[NeighborState, ...]:
+    """The answer to SHOW_NEIGHBORS.
+
+    Raises:
+        ProtocolError: it is not that answer.
+    """
+    states: list[NeighborState] = []
+    for line in lines:
+        entries = _json(line)
+        if not isinstance(entries, list):
+            raise ProtocolError("show neighbor: not a list")
+        states.extend(_neighbor_state(_object(entry, "neighbor")) for entry in entries)
+    return tuple(states)
+
+
+def decode_adj_rib_in(
+    line: str, *, ebgp: Mapping[Address, bool]
+) -> tuple[Address, Path | Rejection]:
+    """One line of the answer to SHOW_ADJ_RIB_IN.
+
+    ExaBGP keeps one next hop of the two that an IPv6 route usually has, and it is the link-local
+    one. Such a line is a Rejection with the reason judgement.NEXT_HOP_LINK_LOCAL, though the route
+    may be good: the caller must ask the peer for it again.
+
+    Args:
+        line: the line.
+        ebgp: for each peer whether its session is external; AS_PATH is mandatory there.
+
+    Raises:
+        ProtocolError: it is no such line.
+    """
+    peer, route = _dumped(line)
+    nlri = _object(route.get("nlri"), "nlri")
+    prefix = judge_prefix(nlri.get("prefix"), _dumped_family(nlri))
+    if isinstance(prefix, Rejection):
+        return peer, prefix
+    attributes = judge_attributes(
+        _object(route.get("attributes"), "attributes"), is_ebgp=ebgp.get(peer, False)
+    )
+    if isinstance(attributes, str):
+        return peer, Rejection(prefix, attributes)
+    return peer, judge_path(peer, prefix, [nlri.get("nexthop")], attributes)
+
+
+def decode_adj_rib_out(line: str) -> tuple[Address, Advertisement]:
+    """One line of the answer to SHOW_ADJ_RIB_OUT: the peer and what it is being told.
+
+    Raises:
+        ProtocolError: it is no such line.
+    """
+    peer, route = _dumped(line)
+    nlri = _object(route.get("nlri"), "nlri")
+    prefix = judge_prefix(nlri.get("prefix"), _dumped_family(nlri))
+    if isinstance(prefix, Rejection):
+        raise ProtocolError(f"adj-rib out: prefix {nlri.get('prefix')!r}: {prefix.reason}")
+    return peer, Advertisement(prefix, _address(nlri.get("nexthop"), "nexthop"))
+
+
+def decode_configuration_marks(lines: Iterable[str]) -> frozenset[str]:
+    """The descriptions in the answer to SHOW_CONFIGURATION: our mark of a loaded file."""
+    marks = set()
+    for line in lines:
+        words = line.split()
+        if len(words) == 2 and words[0] == "description":
+            marks.add(words[1].strip('";'))
+    return frozenset(marks)
+
+
+# -- events ------------------------------------------------------------------------------------
+
+
+def _hello(message: dict[str, Any]) -> Hello:
+    return Hello(
+        bridge_pid=_integer(message.get("pid"), "pid"),
+        exabgp=(
+            _integer(message.get("exabgp_pid"), "exabgp_pid"),
+            _integer(message.get("exabgp_start"), "exabgp_start"),
+        ),
+    )
+
+
+def _events(message: dict[str, Any]) -> tuple[Event, ...]:
+    kind = message.get("type")
+    if kind == "notification" and "neighbor" not in message:
+        # ExaBGP's own farewell has no neighbour; nothing else of this type comes without one.
+        return (SpeakerShutdown(),) if message.get("notification") == "shutdown" else ()
+    if kind not in ("state", "update", "refresh", "notification"):
+        return ()
+    neighbor = _object(message.get("neighbor"), "neighbor")
+    if neighbor.get("direction", "receive") != "receive":
+        return ()
+    peer = _address(_object(neighbor.get("address"), "address").get("peer"), "peer")
+    if kind == "state":
+        return _state(peer, neighbor)
+    if kind == "refresh":
+        return _refresh(peer, _object(neighbor.get("route-refresh"), "route-refresh"))
+    if kind == "notification":
+        return (Notification(peer, _notification_text(neighbor.get("notification"))),)
+    return _update(peer, neighbor)
+
+
+def _state(peer: Address, neighbor: dict[str, Any]) -> tuple[Event, ...]:
+    state = neighbor.get("state")
+    if state == "up":
+        return (SessionUp(peer),)
+    if state == "down":
+        return (SessionDown(peer, _printable(neighbor.get("reason", ""))),)
+    if state == "connected":
+        return (Connected(peer),)
+    raise ProtocolError(f"state {state!r} of {peer} is none we know")
+
+
+def _refresh(peer: Address, refresh: dict[str, Any]) -> tuple[Event, ...]:
+    family = _FAMILIES.get(f"{refresh.get('afi')} {refresh.get('safi')}")
+    if family is None or refresh.get("subtype") != "end":
+        return ()
+    return (RefreshEnd(peer, family),)
+
+
+def _notification_text(value: object) -> str:
+    if not isinstance(value, dict):
+        return _printable(value)
+    text = f"{value.get('code')}/{value.get('subcode')}"
+    message = value.get("message")
+    return _printable(f"{text} {message}" if message else text)
+
+
+def _printable(value: object) -> str:
+    """Free text of the peer's (RFC 9003), made safe for a terminal and a log line."""
+    text = "".join(c if c.isprintable() else "?" for c in str(value))
+    return text[:MAX_REASON_CHARACTERS]
+
+
+def _update(peer: Address, neighbor: dict[str, Any]) -> tuple[Event, ...]:
+    message = _object(neighbor.get("message"), "message")
+    if "eor" in message:
+        eor = _object(message["eor"], "eor")
+        family = _FAMILIES.get(f"{eor.get('afi')} {eor.get('safi')}")
+        return () if family is None else (EndOfRib(peer, family),)
+    update = _object(message.get("update"), "update")
+    asn = _object(neighbor.get("asn"), "asn")
+    rejected: list[Rejection] = []
+    announced = _announced(
+        peer, update, is_ebgp=asn.get("local") != asn.get("peer"), rejected=rejected
+    )
+    withdrawn = _withdrawn(_object(update.get("withdraw", {}), "withdraw"), rejected)
+    return (Update(peer, announced, withdrawn, tuple(rejected)),)
+
+
+def _withdrawn(families: dict[str, Any], rejected: list[Rejection]) -> tuple[Prefix, ...]:
+    withdrawn: list[Prefix] = []
+    for name, entries in families.items():
+        family = _FAMILIES.get(name)
+        if family is None:
+            rejected.append(Rejection(None, "unknown-family"))
+            continue
+        for entry in _list(entries, "withdraw"):
+            prefix = judge_prefix(nlri_of(entry), family)
+            if isinstance(prefix, Rejection):
+                rejected.append(prefix)
+            else:
+                withdrawn.append(prefix)
+    return tuple(withdrawn)
+
+
+def _announced(
+    peer: Address, update: dict[str, Any], *, is_ebgp: bool, rejected: list[Rejection]
+) -> tuple[Path, ...]:
+    # One prefix can stand under two next hops: the global and the link-local one of RFC 2545.
+    next_hops: dict[Prefix, list[object]] = {}
+    for name, by_next_hop in _object(update.get("announce", {}), "announce").items():
+        family = _FAMILIES.get(name)
+        if family is None:
+            rejected.append(Rejection(None, "unknown-family"))
+            continue
+        for next_hop, entries in _object(by_next_hop, "announce").items():
+            for entry in _list(entries, "announce"):
+                prefix = judge_prefix(nlri_of(entry), family)
+                if isinstance(prefix, Rejection):
+                    rejected.append(prefix)
+                else:
+                    next_hops.setdefault(prefix, []).append(next_hop)
+    if not next_hops:
+        return ()
+    attributes = judge_attributes(
+        _object(update.get("attribute", {}), "attribute"), is_ebgp=is_ebgp
+    )
+    if isinstance(attributes, str):
+        rejected.extend(Rejection(prefix, attributes) for prefix in next_hops)
+        return ()
+    announced = []
+    for prefix, hops in next_hops.items():
+        path = judge_path(peer, prefix, hops, attributes)
+        if isinstance(path, Rejection):
+            rejected.append(path)
+        else:
+            announced.append(path)
+    return tuple(announced)
+
+
+# -- answers -----------------------------------------------------------------------------------
+
+
+def _neighbor_state(entry: dict[str, Any]) -> NeighborState:
+    local, peer = _object(entry.get("local"), "local"), _object(entry.get("peer"), "peer")
+    names = _list(entry.get("families"), "families")
+    capabilities = _object(peer.get("capabilities", {}), "capabilities")
+    return NeighborState(
+        peer=_address(peer.get("address"), "peer address"),
+        local_address=_address(local.get("address"), "local address"),
+        # `state` says "down" in the first second of a session; `fsm` is right at once.
+        is_established=entry.get("fsm") == "ESTABLISHED",
+        is_ebgp=local.get("as") != peer.get("as"),
+        duration_s=_integer(entry.get("duration"), "duration"),
+        families=frozenset(_FAMILIES[name] for name in names if name in _FAMILIES),
+        has_route_refresh=bool(capabilities.get("route-refresh")),
+    )
+
+
+def _dumped(line: str) -> tuple[Address, dict[str, Any]]:
+    entry = _object(_json(line), "adj-rib line")
+    peer = _address(_object(entry.get("peer"), "peer").get("address"), "peer")
+    return peer, _object(entry.get("route"), "route")
+
+
+def _dumped_family(nlri: dict[str, Any]) -> Family | None:
+    family = _object(nlri.get("family"), "family")
+    return _FAMILIES.get(f"{family.get('afi')} {family.get('safi')}")
+
+
+# -- JSON --------------------------------------------------------------------------------------
+
+
+def _json(text: str) -> object:
+    try:
+        return cast(object, json.loads(text))
+    except (ValueError, RecursionError) as error:
+        # RecursionError: a million opening brackets are not worth the agent's life.
+        raise ProtocolError(f"not JSON: {error}") from None
+
+
+def _object(value: object, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ProtocolError(f"{what}: expected an object, got {type(value).__name__}")
+    return value
+
+
+def _list(value: object, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ProtocolError(f"{what}: expected a list, got {type(value).__name__}")
+    return value
+
+
+def _integer(value: object, what: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ProtocolError(f"{what}: expected a whole number, got {value!r:.80}")
+    return value
+
+
+def _address(value: object, what: str) -> Address:
+    if isinstance(value, str) and "%" not in value:
+        try:
+            return ip_address(value)
+        except ValueError:
+            pass
+    raise ProtocolError(f"{what}: expected an address, got {value!r:.80}")

@@ -1,0 +1,393 @@
+"""What we believe of each session and its routes: a fold over events and read-backs. Pure.
+
+Two things make it more than a dictionary. After every new connection to ExaBGP the beliefs are
+corrected by what it reports, while events keep coming; an event is newer than any report, so what
+it touched is left alone. And a peer is *complete* when it has told us all it has, which is what
+permits anybody to conclude that a route it did not mention is gone.
+
+Time is passed in, in seconds of any one clock.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from bgp.adj_rib import AdjRibIn
+from bgp.exabgp_api import SHUTTING_DOWN, NeighborState
+from bgp.judgement import NEXT_HOP_LINK_LOCAL
+from bgp.paths import (
+    Address,
+    EndOfRib,
+    Event,
+    Family,
+    Notification,
+    Path,
+    PeerStatus,
+    Prefix,
+    RefreshEnd,
+    Rejection,
+    SessionDown,
+    SessionState,
+    SessionUp,
+    SpeakerShutdown,
+    Update,
+)
+
+RESTART_HOLD_S = 120.0
+"""How long the paths of a lost ExaBGP are believed, from the first loss on."""
+END_OF_RIB_WAIT_S = 30.0
+"""A session of this age whose peer has gone quiet is complete without End-of-RIB: the peer may not
+send any (it need not), or it sent it before we came."""
+QUIET_S = 2.0
+REFRESH_QUIET_S = 5.0
+"""The same after a route refresh; a peer without RFC 7313 does not mark where it ends."""
+SAME_SESSION_S = 2.0
+"""ExaBGP counts a session's age in whole seconds; two readings this close are one session."""
+MAX_REJECTIONS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedRoute:
+    """A route that a peer sent and that we cannot use."""
+
+    peer: Address
+    prefix: Prefix | None
+    reason: str
+
+
+@dataclass(slots=True)
+class _Session:
+    status: PeerStatus
+    local_address: Address | None = None
+    is_ebgp: bool = True
+    negotiated: frozenset[Family] | None = None
+    last_update_s: float = 0.0
+    refreshing: set[Family] = field(default_factory=set)
+    stale_since_s: float | None = None
+    was_complete: bool = False
+
+
+class Sessions:
+    """All sessions and the Adj-RIB-In. One task calls it."""
+
+    def __init__(self) -> None:
+        self.rib = AdjRibIn()
+        self._sessions: dict[Address, _Session] = {}
+        self._rejections: collections.deque[RejectedRoute] = collections.deque(
+            maxlen=MAX_REJECTIONS
+        )
+        self._configured: frozenset[Address] | None = None
+        self._touched: set[tuple[Address, Prefix]] | None = None
+        self._bounced: set[Address] = set()
+        self._is_current = False
+
+    # -- looking -------------------------------------------------------------------------------
+
+    def statuses(self) -> dict[Address, PeerStatus]:
+        """A copy of each session's status, with how many routes it has sent."""
+        return {
+            peer: replace(
+                session.status,
+                end_of_rib=set(session.status.end_of_rib),
+                routes_received=self.rib.count(peer),
+            )
+            for peer, session in self._sessions.items()
+        }
+
+    def rejections(self) -> tuple[RejectedRoute, ...]:
+        """The last MAX_REJECTIONS of them, oldest first."""
+        return tuple(self._rejections)
+
+    def is_established(self, peer: Address) -> bool:
+        """Whether the session is up, as far as we know."""
+        session = self._sessions.get(peer)
+        return session is not None and session.status.state is SessionState.ESTABLISHED
+
+    def negotiated(self, peer: Address) -> frozenset[Family] | None:
+        """The families of the present session; None when not known (yet)."""
+        session = self._sessions.get(peer)
+        return None if session is None else session.negotiated
+
+    def local_address(self, peer: Address) -> Address | None:
+        """Our end of the session, which is what ``next-hop self`` stands for."""
+        session = self._sessions.get(peer)
+        return None if session is None else session.local_address
+
+    def lacks_negotiated(self) -> bool:
+        """Whether some session is up and its families are still to be asked for."""
+        return any(
+            session.status.state is SessionState.ESTABLISHED and session.negotiated is None
+            for session in self._sessions.values()
+        )
+
+    def is_complete(self, peer: Address, now_s: float) -> bool:
+        """Whether ``peer`` has sent all it has, as well as that can be known."""
+        session = self._sessions.get(peer)
+        if session is None or session.status.state is not SessionState.ESTABLISHED:
+            return False
+        if not self._is_current:
+            # Without ExaBGP an established session is a memory and its silence is ours.
+            return False
+        quiet_s = now_s - session.last_update_s
+        if session.refreshing:
+            return quiet_s >= REFRESH_QUIET_S
+        if session.negotiated is not None and session.status.end_of_rib >= session.negotiated:
+            return True
+        return now_s - session.status.since_s >= END_OF_RIB_WAIT_S and quiet_s >= QUIET_S
+
+    # -- changing ------------------------------------------------------------------------------
+
+    def configure(self, local_addresses: Mapping[Address, Address]) -> None:
+        """These peers and no others, each with our address; what the others said is forgotten."""
+        self._configured = frozenset(local_addresses)
+        for peer in [*self._sessions, *self.rib.peers()]:
+            if peer not in self._configured:
+                self._sessions.pop(peer, None)
+                self.rib.drop(peer)
+        for peer, local_address in local_addresses.items():
+            self._session(peer).local_address = local_address
+
+    def event(self, event: Event, now_s: float) -> str | None:
+        """Folds one event in.
+
+        Returns:
+            What changed, as a token for ``on_change``; None when nothing did.
+        """
+        if isinstance(event, SpeakerShutdown):
+            return "speaker_shutdown"
+        peer = event.peer
+        if peer is None or (self._configured is not None and peer not in self._configured):
+            return None
+        if isinstance(event, Update):
+            return self._update(event, now_s)
+        session = self._session(peer)
+        if isinstance(event, SessionUp):
+            return self._up(session, now_s)
+        if isinstance(event, SessionDown):
+            return self._down(session, event.reason, now_s)
+        if isinstance(event, EndOfRib):
+            session.status.end_of_rib.add(event.family)
+            self.rib.sweep(peer, event.family)
+            return f"end_of_rib:{peer}"
+        if isinstance(event, RefreshEnd):
+            session.refreshing.discard(event.family)
+            self.rib.sweep(peer, event.family)
+            return f"refreshed:{peer}"
+        if isinstance(event, Notification):
+            session.status.last_reason = event.text
+        elif session.status.state is SessionState.IDLE:
+            session.status.state = SessionState.CONNECTED
+        return None
+
+    def lost(self, now_s: float) -> None:
+        """The connection to ExaBGP is gone: everything is believed for a while, as stale."""
+        self._is_current = False
+        for peer in self.rib.peers():
+            self._mark_stale(peer, now_s)
+
+    def exabgp_restarted(self, now_s: float) -> None:
+        """Another ExaBGP has taken its place: no session has survived."""
+        for session in self._sessions.values():
+            was_up = session.status.state is SessionState.ESTABLISHED
+            session.status.flaps += was_up
+            self._end(session, "ExaBGP restarted", now_s)
+
+    def begin_read_back(self) -> None:
+        """From here on events are remembered, so that reports older than they lose."""
+        self._touched = set()
+        self._bounced = set()
+
+    def read_back(
+        self,
+        states: Iterable[NeighborState],
+        dump: Iterable[tuple[Address, Path | Rejection]],
+        *,
+        is_same_exabgp: bool,
+        now_s: float,
+    ) -> set[tuple[Address, Family]]:
+        """Corrects the beliefs by what ExaBGP reports; ends what ``begin_read_back`` began.
+
+        Returns:
+            For which (peer, family) the peer must be asked to send its routes again, because
+            ExaBGP's report lacks the usable next hop of some.
+        """
+        touched, self._touched = self._touched or set(), None
+        reported = {state.peer: state for state in states if self._is_ours(state.peer)}
+        for state in reported.values():
+            self._correct(state, now_s)
+        for peer in self._sessions.keys() - reported.keys() - self._bounced:
+            self._end(self._sessions[peer], "not in ExaBGP's configuration", now_s)
+        by_peer: dict[Address, list[Path | Rejection]] = {}
+        for peer, entry in dump:
+            by_peer.setdefault(peer, []).append(entry)
+        again: set[tuple[Address, Family]] = set()
+        for peer in {*reported, *self.rib.peers()} - self._bounced:
+            if self.is_established(peer):
+                entries = [e for e in by_peer.get(peer, ()) if (peer, e.prefix) not in touched]
+                keep = {prefix for owner, prefix in touched if owner == peer}
+                if not is_same_exabgp:
+                    # What the new ExaBGP has not heard again yet stays stale, until End-of-RIB.
+                    heard = {entry.prefix for entry in entries}
+                    keep |= {prefix for prefix in self.rib.table(peer) if prefix not in heard}
+                again |= self._correct_table(peer, entries, keep=keep, now_s=now_s)
+            elif is_same_exabgp:
+                self.rib.drop(peer)
+        self._bounced = set()
+        self._is_current = True
+        return again
+
+    def correct_states(self, states: Iterable[NeighborState]) -> None:
+        """Takes over what is now known of sessions that are up: families, our address."""
+        for state in states:
+            if self._is_ours(state.peer) and state.is_established:
+                session = self._session(state.peer)
+                session.local_address = state.local_address
+                session.is_ebgp = state.is_ebgp
+                if session.status.state is SessionState.ESTABLISHED:
+                    session.negotiated = state.families
+
+    def tick(self, now_s: float) -> list[str]:
+        """What the passing of time alone has changed: sweeps, and sessions now complete."""
+        changes = []
+        for peer, session in self._sessions.items():
+            is_complete = self.is_complete(peer, now_s)
+            if is_complete:
+                session.refreshing.clear()
+                session.stale_since_s = None
+                if self.rib.sweep(peer):
+                    changes.append(f"swept:{peer}")
+                if not session.was_complete:
+                    changes.append(f"complete:{peer}")
+            session.was_complete = is_complete
+            since_s = session.stale_since_s
+            if since_s is not None and now_s - since_s >= RESTART_HOLD_S:
+                session.stale_since_s = None
+                if self.rib.sweep(peer):
+                    changes.append(f"stale_hold_over:{peer}")
+        return changes
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _is_ours(self, peer: Address) -> bool:
+        return self._configured is None or peer in self._configured
+
+    def _session(self, peer: Address) -> _Session:
+        if peer not in self._sessions:
+            self._sessions[peer] = _Session(PeerStatus(peer))
+        return self._sessions[peer]
+
+    def _mark_stale(self, peer: Address, now_s: float) -> None:
+        session = self._session(peer)
+        self.rib.mark_stale(peer)
+        # Counted from the first loss: a speaker that keeps dying must not keep routes for ever.
+        if session.stale_since_s is None:
+            session.stale_since_s = now_s
+
+    def _end(self, session: _Session, reason: str, now_s: float) -> None:
+        if session.status.state is not SessionState.IDLE:
+            session.status.since_s = now_s
+        session.status.state = SessionState.IDLE
+        session.status.last_reason = reason
+        session.status.end_of_rib.clear()
+        session.negotiated = None
+        session.refreshing.clear()
+
+    def _start(self, session: _Session, since_s: float, now_s: float) -> None:
+        session.status.state = SessionState.ESTABLISHED
+        session.status.since_s = since_s
+        session.status.end_of_rib.clear()
+        session.negotiated = None
+        session.refreshing.clear()
+        session.last_update_s = now_s
+
+    def _up(self, session: _Session, now_s: float) -> str:
+        self._bounced.add(session.status.address)
+        self._start(session, now_s, now_s)
+        return f"session_up:{session.status.address}"
+
+    def _down(self, session: _Session, reason: str, now_s: float) -> str | None:
+        peer = session.status.address
+        was_up = session.status.state is SessionState.ESTABLISHED
+        self._end(session, reason, now_s)
+        if not was_up:
+            # Attempts fail and connections collide before a session comes up; what an earlier
+            # ExaBGP heard from the peer is still waiting for it.
+            return None
+        self._bounced.add(peer)
+        session.status.flaps += 1
+        if reason == SHUTTING_DOWN:
+            self._mark_stale(peer, now_s)
+        else:
+            self.rib.drop(peer)
+            session.stale_since_s = None
+        return f"session_down:{peer}"
+
+    def _update(self, update: Update, now_s: float) -> str | None:
+        session = self._session(update.peer)
+        session.last_update_s = now_s
+        if self._touched is not None:
+            self._touched.update((update.peer, path.prefix) for path in update.announced)
+            self._touched.update((update.peer, prefix) for prefix in update.withdrawn)
+            self._touched.update(
+                (update.peer, rejection.prefix)
+                for rejection in update.rejected
+                if rejection.prefix is not None
+            )
+        changed, rejections = self.rib.apply(update)
+        self._reject(update.peer, rejections)
+        return f"update:{update.peer}" if changed else None
+
+    def _reject(self, peer: Address, rejections: Iterable[Rejection]) -> None:
+        self._rejections.extend(RejectedRoute(peer, r.prefix, r.reason) for r in rejections)
+
+    def _correct(self, state: NeighborState, now_s: float) -> None:
+        session = self._session(state.peer)
+        session.local_address = state.local_address
+        session.is_ebgp = state.is_ebgp
+        if state.peer in self._bounced:
+            return
+        if not state.is_established:
+            if session.status.state is SessionState.ESTABLISHED:
+                session.status.flaps += 1
+                self._end(session, "down, unseen", now_s)
+            return
+        since_s = now_s - state.duration_s
+        is_same = (
+            session.status.state is SessionState.ESTABLISHED
+            and abs(session.status.since_s - since_s) <= SAME_SESSION_S
+        )
+        if not is_same:
+            session.status.flaps += session.status.state is SessionState.ESTABLISHED
+            self._start(session, since_s, now_s)
+        session.last_update_s = now_s
+        session.negotiated = state.families
+
+    def _correct_table(
+        self,
+        peer: Address,
+        entries: list[Path | Rejection],
+        *,
+        keep: set[Prefix],
+        now_s: float,
+    ) -> set[tuple[Address, Family]]:
+        table = self.rib.table(peer)
+        stale = self.rib.stale(peer)
+        paths = [entry for entry in entries if isinstance(entry, Path)]
+        rejected = [entry for entry in entries if isinstance(entry, Rejection)]
+        hopless = {
+            entry.prefix
+            for entry in rejected
+            if entry.prefix is not None and entry.reason == NEXT_HOP_LINK_LOCAL
+        }
+        self._reject(peer, (r for r in rejected if r.reason != NEXT_HOP_LINK_LOCAL))
+        kept = {p: path for p, path in table.items() if p in keep or p in hopless}
+        self.rib.replace(peer, [*paths, *kept.values()])
+        still_stale = {p for p in kept if p in hopless or (p in stale and p in keep)}
+        self.rib.mark_stale(peer, still_stale)
+        session = self._session(peer)
+        session.stale_since_s = (session.stale_since_s or now_s) if still_stale else None
+        families = {Family.of(prefix) for prefix in hopless}
+        session.refreshing |= families
+        return {(peer, family) for family in families}

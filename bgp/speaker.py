@@ -1,0 +1,540 @@
+"""The agent's BGP speaker: ExaBGP behind the bridge, as tables that can be read, compared, changed.
+
+The Speaker listens; the bridge connects, and connects again whenever the connection is lost. Each
+new connection is read back before anything is believed: sessions, Adj-RIB-In, Adj-RIB-Out and which
+configuration ExaBGP has loaded. From then on everything is tracked. ``bgp.sessions`` holds what is
+believed, ``bgp.conversation`` the pairing of commands and answers; this module does the I/O.
+
+Two habits of ExaBGP shape it:
+
+* A ``reload`` is thrown away without a word while any neighbour has an announcement it could not
+  send, so nothing is announced to a session that is down. It is *held* here and handed over the
+  moment the session is up, before any End-of-RIB; and a reload is repeated until ExaBGP shows the
+  new file's mark.
+* It answers ``done`` to an announcement of a family that the neighbour is not configured for, and
+  does nothing. Such things are refused here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Protocol
+
+from bgp import exabgp_api as api
+from bgp import exabgp_conf
+from bgp.conversation import Conversation, ConversationLost
+from bgp.exabgp_api import Hello, ProtocolError
+from bgp.paths import (
+    Address,
+    Advertisement,
+    Event,
+    Family,
+    Path,
+    Peer,
+    PeerStatus,
+    Prefix,
+    SessionUp,
+)
+from bgp.sessions import RejectedRoute, Sessions
+
+BRIDGE = str(FilePath(__file__).with_name("bridge.py").resolve())
+
+TICK_S = 0.25
+RETRY_PAUSE_S = 0.5
+"""After a read-back that made no sense, before the bridge may try again."""
+RELOAD_POLLS = 20
+RELOAD_POLL_S = 0.025
+RETRY_S = 1.0
+"""Between attempts to make ExaBGP take a reload or a held announcement."""
+RELOAD_WAIT_S = 1.0
+"""How long ``set_peers`` waits for ExaBGP to take a change; afterwards it goes on by itself."""
+BACKLOG = 4
+
+AdvertisementKey = tuple[Address, Prefix]
+
+
+class BgpFailure(Exception):
+    """Something could not be done; the sentence says what and why. Trying again may help."""
+
+
+class AdvertisementDelta(Protocol):
+    """What ``apply`` needs of routing.delta.Delta."""
+
+    @property
+    def create(self) -> Mapping[AdvertisementKey, Advertisement]:
+        """To announce."""
+
+    @property
+    def replace(self) -> Mapping[AdvertisementKey, tuple[Advertisement, Advertisement]]:
+        """(old, new): to announce anew; BGP replaces implicitly."""
+
+    @property
+    def delete(self) -> Mapping[AdvertisementKey, Advertisement]:
+        """To withdraw."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotSent:
+    """One announcement or withdrawal that did not happen. Fields as in routing.delta.Failure."""
+
+    key: AdvertisementKey
+    operation: str
+    error: str
+
+
+class Speaker:
+    """One node's BGP. All methods belong to one event loop."""
+
+    def __init__(
+        self,
+        *,
+        socket_path: str,
+        conf_path: str,
+        clock: Callable[[], float],
+        on_change: Callable[[str], None],
+        python: str = sys.executable,
+    ) -> None:
+        """Nothing happens before ``start``.
+
+        Args:
+            socket_path: where the bridge connects; its directory must exist.
+            conf_path: exabgp.conf, same directory rules.
+            clock: seconds, monotonic.
+            on_change: called with a reason whenever something a pass should look at has changed.
+                Must not block.
+            python: interpreter for the bridge.
+        """
+        self._socket_path = socket_path
+        self._conf_path = conf_path
+        self._clock = clock
+        self._on_change = on_change
+        self._python = python
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._conversation: Conversation | None = None
+        self._is_read_back = False
+        self._exabgp: tuple[int, int] | None = None
+        self._beliefs = Sessions()
+        self._unreadable_lines = 0
+        self._peers: dict[Address, Peer] | None = None
+        self._conf: exabgp_conf.Conf | None = None
+        self._loaded_marks: frozenset[str] | None = None
+        self._loaded = asyncio.Event()
+        self._work = asyncio.Event()
+        self._out: dict[AdvertisementKey, Advertisement] = {}
+        self._held: dict[AdvertisementKey, Advertisement | None] = {}
+        self._out_lock = asyncio.Lock()
+
+    # -- life ----------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listens for the bridge.
+
+        Raises:
+            OSError: the socket cannot be made.
+        """
+        # Bound under another name and renamed when its mode is right: at no moment can anybody
+        # else connect, and a socket left by a killed agent is simply replaced.
+        fresh = f"{self._socket_path}.new"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(fresh)
+        self._server = await asyncio.start_unix_server(
+            self._accept, fresh, limit=api.MAX_LINE_BYTES, backlog=BACKLOG
+        )
+        os.chmod(fresh, 0o600)
+        os.rename(fresh, self._socket_path)
+        self._spawn(self._tick_for_ever())
+
+    async def close(self) -> None:
+        """Stops listening and leaves ExaBGP, its sessions and its routes alone."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._socket_path)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        if server is not None:
+            await server.wait_closed()
+
+    # -- looking -------------------------------------------------------------------------------
+
+    @property
+    def is_connected(self) -> bool:
+        """ExaBGP is here and has been read back."""
+        return self._conversation is not None and self._is_read_back
+
+    @property
+    def unreadable_lines(self) -> int:
+        """How many lines of ExaBGP could not be read and were skipped."""
+        return self._unreadable_lines
+
+    def sessions(self) -> Mapping[Address, PeerStatus]:
+        """Each session by peer address: the configured ones and, before that is known, ExaBGP's."""
+        statuses = self._beliefs.statuses()
+        for (peer, _), held in self._out_and_held().items():
+            if held is not None and peer in statuses:
+                statuses[peer].routes_advertised += 1
+        return statuses
+
+    def paths(self) -> Mapping[AdvertisementKey, Path]:
+        """Adj-RIB-In of all peers, stale paths included."""
+        return self._beliefs.rib.paths()
+
+    def rejections(self) -> tuple[RejectedRoute, ...]:
+        """The last routes that could not be used, oldest first."""
+        return self._beliefs.rejections()
+
+    def is_complete(self, peer: Address) -> bool:
+        """Whether ``peer`` has sent all it has: its silence about a route then means something."""
+        return self.is_connected and self._beliefs.is_complete(peer, self._clock())
+
+    async def adj_rib_out(self) -> dict[AdvertisementKey, Advertisement]:
+        """What each peer is told, or will be when its session comes up."""
+        return {key: value for key, value in self._out_and_held().items() if value is not None}
+
+    def _out_and_held(self) -> dict[AdvertisementKey, Advertisement | None]:
+        return {**self._out, **self._held}
+
+    # -- changing ------------------------------------------------------------------------------
+
+    async def set_peers(self, peers: Mapping[Address, Peer]) -> None:
+        """Makes the sessions exactly these; a session that does not change is not touched.
+
+        Returns when ExaBGP has taken the change, or after RELOAD_WAIT_S; it is pursued until done.
+
+        Raises:
+            ConfError: a value must not be written; nothing changes.
+            OSError: the file cannot be written; nothing changes.
+        """
+        wanted = dict(peers)
+        if wanted == self._peers and _read(self._conf_path) is not None:
+            return
+        conf = exabgp_conf.render(
+            wanted, python=self._python, bridge=BRIDGE, socket_path=self._socket_path
+        )
+        if _read(self._conf_path) != conf.text:
+            _write(self._conf_path, conf.text)
+        self._peers, self._conf = wanted, conf
+        self._beliefs.configure({a: peer.local_address for a, peer in wanted.items()})
+        for table in (self._out, self._held):
+            for key in [key for key in table if key[0] not in wanted]:
+                del table[key]
+        self._note_loaded()
+        self._work.set()
+        if self.is_connected:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._loaded.wait(), RELOAD_WAIT_S)
+
+    async def apply(self, delta: AdvertisementDelta) -> list[NotSent]:
+        """Announces and withdraws, per peer, going on past failures.
+
+        A session that is down gets it when it comes up, before any End-of-RIB.
+
+        Returns:
+            What did not happen. Announcements come before withdrawals.
+        """
+        changes: list[tuple[str, AdvertisementKey, Advertisement | None]] = [
+            *(("announce", key, value) for key, value in delta.create.items()),
+            *(("announce", key, new) for key, (_, new) in delta.replace.items()),
+            *(("withdraw", key, None) for key in delta.delete),
+        ]
+        failures: list[NotSent] = []
+        async with self._out_lock:
+            sendable: list[tuple[AdvertisementKey, Advertisement | None]] = []
+            for operation, key, value in changes:
+                problem = self._problem(key, value)
+                if problem is not None:
+                    failures.append(NotSent(key, operation, problem))
+                    continue
+                self._held.pop(key, None)
+                if self._beliefs.is_established(key[0]):
+                    sendable.append((key, value))
+                elif self._out.get(key) != value:
+                    self._held[key] = value
+            failures.extend(await self._send(sendable))
+        return failures
+
+    async def send_end_of_rib(self, peer: Address, family: Family) -> None:
+        """Sends End-of-RIB, after everything that ``apply`` has taken for this peer.
+
+        Does nothing for a family that the peer did not negotiate.
+
+        Raises:
+            BgpFailure: the session is not up, or not all routes could be sent.
+        """
+        async with self._out_lock:
+            conversation = self._conversation
+            if conversation is None or not self._beliefs.is_established(peer):
+                raise BgpFailure(f"the session with {peer} is not up")
+            not_sent = await self._hand_over(peer)
+            if not_sent:
+                raise BgpFailure(f"{not_sent[0].key[1]} could not be sent: {not_sent[0].error}")
+            try:
+                if self._beliefs.negotiated(peer) is None:
+                    await self._learn_states(conversation)
+                if family not in (self._beliefs.negotiated(peer) or ()):
+                    return
+                answer = await conversation.ask(api.end_of_rib(peer, family))
+            except (ConversationLost, ProtocolError) as error:
+                raise BgpFailure(str(error)) from None
+            if not answer.ok:
+                raise BgpFailure(f"ExaBGP would not send End-of-RIB to {peer}")
+
+    def _problem(self, key: AdvertisementKey, value: Advertisement | None) -> str | None:
+        """Why this announcement or withdrawal cannot even be tried, or None."""
+        peer = (self._peers or {}).get(key[0])
+        if not self.is_connected:
+            return "ExaBGP is not connected"
+        if peer is None:
+            return f"{key[0]} is not a configured peer"
+        if value is None:
+            return None
+        if Family.of(key[1]) not in peer.families:
+            return f"{key[0]} is not configured for {Family.of(key[1]).value}"
+        hop = peer.local_address if value.next_hop is None else value.next_hop
+        if hop.version != key[1].version:
+            return f"{key[1]} needs a next hop of its own family; {hop} is not"
+        return None
+
+    async def _send(
+        self, changes: Sequence[tuple[AdvertisementKey, Advertisement | None]]
+    ) -> list[NotSent]:
+        """To sessions that are up. The caller holds the lock."""
+        conversation = self._conversation
+        if not changes:
+            return []
+        commands = [
+            api.withdraw(*key) if value is None else api.announce(key[0], value)
+            for key, value in changes
+        ]
+        operations = ["withdraw" if value is None else "announce" for _, value in changes]
+        try:
+            if conversation is None:
+                raise ConversationLost("ExaBGP is not connected")
+            answers = await conversation.ask_routes(commands)
+        except ConversationLost as error:
+            # What came of them is unknown; the read-back will say.
+            return [
+                NotSent(key, operation, str(error))
+                for (key, _), operation in zip(changes, operations, strict=True)
+            ]
+        failures = []
+        for (key, value), operation, answer in zip(changes, operations, answers, strict=True):
+            if not answer.ok:
+                failures.append(NotSent(key, operation, "ExaBGP refused the command"))
+            elif value is None:
+                self._out.pop(key, None)
+            else:
+                self._out[key] = value
+        return failures
+
+    async def _hand_over(self, peer: Address) -> list[NotSent]:
+        """Sends what was held for a session that is up now. The caller holds the lock."""
+        ready = [(key, value) for key, value in self._held.items() if key[0] == peer]
+        failures = await self._send(ready)
+        failed = {failure.key for failure in failures}
+        for key, _ in ready:
+            if key not in failed:
+                self._held.pop(key, None)
+        return failures
+
+    # -- the connection ------------------------------------------------------------------------
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._spawn(self._serve(reader, writer))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            # A bug; whoever runs the loop decides what to do about it.
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "bgp.speaker: a task failed", "exception": error, "task": task}
+            )
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        conversation = Conversation(
+            reader, writer, on_event=self._on_event, on_garbage=self._on_garbage
+        )
+        try:
+            hello = await conversation.hello()
+        except ConversationLost:
+            await conversation.close()
+            return
+        # The bridge has one connection: an older one is dead even if we have not heard of it yet.
+        before, self._conversation = self._conversation, conversation
+        if before is not None:
+            self._is_read_back = False
+            await before.close()
+        self._beliefs.begin_read_back()
+        reading = asyncio.create_task(conversation.run())
+        try:
+            await self._read_back(conversation, hello)
+            await self._work_until_lost(conversation, reading)
+        except ConversationLost:
+            pass
+        except ProtocolError as error:
+            self._on_garbage(str(error))
+            await asyncio.sleep(RETRY_PAUSE_S)
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            await conversation.close()
+            if self._conversation is conversation:
+                self._conversation, self._is_read_back = None, False
+                self._beliefs.lost(self._clock())
+                self._on_change("speaker_lost")
+
+    def _on_event(self, event: Event) -> None:
+        reason = self._beliefs.event(event, self._clock())
+        if isinstance(event, SessionUp):
+            self._work.set()
+        if reason is not None:
+            self._on_change(reason)
+
+    def _on_garbage(self, sentence: str) -> None:
+        del sentence
+        self._unreadable_lines += 1
+
+    async def _read_back(self, conversation: Conversation, hello: Hello) -> None:
+        await conversation.synchronise()
+        is_same = self._exabgp in (None, hello.exabgp)
+        if not is_same:
+            self._beliefs.exabgp_restarted(self._clock())
+        self._exabgp = hello.exabgp
+        async with self._out_lock:
+            states = api.decode_neighbors(await _lines(conversation, api.SHOW_NEIGHBORS))
+            ebgp = {state.peer: state.is_ebgp for state in states}
+            lines = await _lines(conversation, api.SHOW_ADJ_RIB_IN)
+            dump = [api.decode_adj_rib_in(line, ebgp=ebgp) for line in lines]
+            again = self._beliefs.read_back(
+                states, dump, is_same_exabgp=is_same, now_s=self._clock()
+            )
+            await self._read_out(conversation)
+            await self._read_marks(conversation)
+        for peer, family in again:
+            await conversation.ask(api.route_refresh(peer, family))
+        self._is_read_back = True
+        self._work.set()
+        self._on_change("speaker_read_back")
+
+    async def _read_out(self, conversation: Conversation) -> None:
+        lines = await _lines(conversation, api.SHOW_ADJ_RIB_OUT)
+        self._out = {}
+        for peer, advertisement in map(api.decode_adj_rib_out, lines):
+            if self._peers is not None and peer not in self._peers:
+                continue
+            if advertisement.next_hop == self._beliefs.local_address(peer):
+                # This is how ExaBGP shows `self`, and `self` is how the hub says it.
+                advertisement = Advertisement(advertisement.prefix)
+            self._out[peer, advertisement.prefix] = advertisement
+
+    async def _learn_states(self, conversation: Conversation) -> None:
+        lines = await _lines(conversation, api.SHOW_NEIGHBORS)
+        self._beliefs.correct_states(api.decode_neighbors(lines))
+
+    async def _read_marks(self, conversation: Conversation) -> None:
+        lines = await _lines(conversation, api.SHOW_CONFIGURATION)
+        self._loaded_marks = api.decode_configuration_marks(lines)
+        self._note_loaded()
+
+    def _note_loaded(self) -> None:
+        if self._needs_reload():
+            self._loaded.clear()
+        else:
+            self._loaded.set()
+
+    def _needs_reload(self) -> bool:
+        if self._conf is None:
+            return False
+        return self._loaded_marks != (frozenset({self._conf.mark}) if self._peers else frozenset())
+
+    # -- what is done in the background --------------------------------------------------------
+
+    async def _work_until_lost(
+        self, conversation: Conversation, reading: asyncio.Task[None]
+    ) -> None:
+        while not reading.done():
+            self._work.clear()
+            if self._needs_reload():
+                await self._reload(conversation)
+            if self._beliefs.lacks_negotiated():
+                await self._learn_states(conversation)
+            refused = []
+            async with self._out_lock:
+                for peer in {key[0] for key in self._held}:
+                    if self._beliefs.is_established(peer):
+                        refused += await self._hand_over(peer)
+            working = asyncio.create_task(self._work.wait())
+            wait_s = RETRY_S if self._needs_reload() or refused else None
+            try:
+                await asyncio.wait(
+                    {working, reading}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED
+                )
+            finally:
+                working.cancel()
+
+    async def _reload(self, conversation: Conversation) -> None:
+        """One attempt to make ExaBGP load the file; then what it holds is read again."""
+        await conversation.ask(api.RELOAD)
+        for _ in range(RELOAD_POLLS):
+            await self._read_marks(conversation)
+            if not self._needs_reload():
+                break
+            await asyncio.sleep(RELOAD_POLL_S)
+        else:
+            return
+        # A changed session may have lost its Adj-RIB-Out, a new one has none.
+        async with self._out_lock:
+            await self._learn_states(conversation)
+            await self._read_out(conversation)
+        self._on_change("peers_loaded")
+
+    async def _tick_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            for reason in self._tick():
+                self._on_change(reason)
+
+    def _tick(self) -> list[str]:
+        return self._beliefs.tick(self._clock())
+
+
+async def _lines(conversation: Conversation, command: str) -> list[str]:
+    """The text of an answer that must be ``done``."""
+    answer = await conversation.ask(command)
+    if not answer.ok:
+        raise ProtocolError(f"ExaBGP refused {command!r}")
+    return answer.lines
+
+
+def _read(path: str) -> str | None:
+    try:
+        return FilePath(path).read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _write(path: str, text: str) -> None:
+    """Replaces the file at once, mode 0600: ExaBGP never reads half of it, nobody else any."""
+    fresh = f"{path}.new"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(fresh)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(text)
+    os.replace(fresh, path)
