@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import namespaces, processes
-from lab.plan import LabFailure
+from lab.plan import LabFailure, LabPaths, LabPlan
 from lab.processes import Process
 from lab.runtime import HOST_PATH
 from lab.waiting import wait_until
@@ -105,6 +105,21 @@ class Place:
         return self.root / "log" / f"{program}.log"
 
 
+def place_on(plan: LabPlan, paths: LabPaths, *, node: str, runtime: str) -> Place:
+    """The place of a runtime on a lab's node, over what ``cni install`` put there.
+
+    It lies with the programs, for a container's root file system must not be mounted noexec.
+    """
+    return Place(
+        name=f"s32-{plan.name}-{node}-{runtime}",
+        namespace=plan.namespace_of(node),
+        root=paths.programs / node / runtime,
+        kept=paths.root,
+        cni_bin=paths.cni_bin(node),
+        cni_conf=paths.cni_conf(node),
+    )
+
+
 def require_programs(needed: dict[str, str]) -> None:
     """Whether the programs a runtime consists of are there.
 
@@ -140,8 +155,8 @@ class Enclosure:
         ready = place.root / "mounted"
         ready.unlink(missing_ok=True)
         pairs = [CNI_CONF_DIR, str(place.cni_conf), CNI_CACHE_DIR, str(place.cni_cache)]
-        for directory in CNI_BIN_DIRS:
-            pairs += [directory, str(place.cni_bin)]
+        for where in CNI_BIN_DIRS:
+            pairs += [where, str(place.cni_bin)]
         script = ["sh", "-euc", _MOUNT, "sh", str(ready), str(place.kept), *pairs, "--", *argv]
         first = processes.start(
             name,

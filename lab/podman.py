@@ -101,10 +101,13 @@ class Podman:
     def networks(self) -> dict[str, str]:
         """Network -> the plugin type podman shows for it."""
         text = self.podman("network", "ls", "--format", "{{.Name}} {{.Driver}}")
-        return {name: driver for name, driver in (line.split() for line in text.splitlines())}
+        rows = [line.split() for line in text.splitlines()]
+        return {row[0]: row[1] for row in rows if len(row) == 2}
 
-    def run(self, container: str, argv: Sequence[str]) -> dict[str, Any]:
-        """Runs a container in the background.
+    def run(
+        self, container: str, argv: Sequence[str], *, options: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Runs a container in the background, with more options of ``podman run`` if need be.
 
         Returns:
             The CNI result of its ADD.
@@ -116,7 +119,7 @@ class Podman:
         identity = self.podman(
             *("run", "--detach", "--name", container, "--network", self._network),
             *("--cgroup-parent", f"/{self.enclosure.place.name}", "--cap-add", "NET_RAW"),
-            *(busybox_image.REFERENCE, *argv),
+            *(*options, busybox_image.REFERENCE, *argv),
         ).strip()
         return self.enclosure.cni_results()[identity]
 
