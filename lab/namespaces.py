@@ -22,6 +22,8 @@ COMMAND_DEADLINE_S = 30.0
 ROUTER_SYSCTLS: Mapping[str, str] = {
     "net/ipv4/ip_forward": "1",
     "net/ipv6/conf/all/forwarding": "1",
+    # Or Linux takes a link's IPv6 addresses away with the link, which no hardware router does.
+    "net/ipv6/conf/all/keep_addr_on_down": "1",
     "net/ipv4/conf/all/rp_filter": "0",
     "net/ipv4/conf/default/rp_filter": "0",
     # Without it every flow between two hosts takes one path and a second router stays idle.
