@@ -42,39 +42,57 @@ ROUNDS_MAX = 5
 
 ENVIRONMENT = {"PATH": HOST_PATH, "HOME": "/root", "LANG": "C.UTF-8"}
 
-# $1 is written when all is mounted, $2 stays visible below /run, pairs of (where, what) follow up
-# to --, then the program. umount before anything else: a copy of another's namespace file keeps
-# that namespace alive after 'ip netns delete'. -n: /run/mount/utab is the machine's.
-_MOUNT = """
-ready=$1 kept=$2
-shift 2
+# Arguments: a file to write when all is mounted; directories to keep, up to --; pairs of (where,
+# what to show there), up to --; the program. Directories are kept by a descriptor each, opened
+# before anything hides them. umount comes first: a copy of another's namespace file keeps that
+# namespace alive after 'ip netns delete'. mount -n: /run/mount/utab is the machine's.
+_MOUNT = r"""
+ready=$1
+shift
 while mountpoint -q /run/netns; do umount -n -l -R /run/netns; done
-exec 3< "$kept"
+kept=
+next=3
+while [ "$1" != -- ]; do
+    eval "exec $next< \"\$1\"; kept$next=\$1"
+    kept="$kept $next"
+    next=$((next + 1))
+    shift
+done
+shift
 mount -n -t tmpfs -o mode=755 tmpfs /run
-mkdir -p "$kept" /run/netns
-mount -n --no-canonicalize --bind /proc/self/fd/3 "$kept"
-exec 3<&-
+mkdir /run/netns
 mount -n -t tmpfs -o mode=1777 tmpfs /dev/shm
 layers=0
+provide() {
+    [ ! -d "$1" ] || return 0
+    above=$(dirname "$1")
+    while [ ! -d "$above" ]; do above=$(dirname "$above"); done
+    [ "$above" != / ] || { echo "no directory above $1" >&2; exit 1; }
+    layers=$((layers + 1))
+    layer=/run/above$layers
+    mkdir -p "$layer/upper" "$layer/work"
+    mount -n -t overlay -o "lowerdir=$above,upperdir=$layer/upper,workdir=$layer/work" \
+        overlay "$above"
+    mkdir -p "$1"
+}
+for where in {needed}; do provide "$where"; done
+for fd in $kept; do
+    eval "where=\$kept$fd"
+    mkdir -p "$where"
+    mount -n --no-canonicalize --bind "/proc/self/fd/$fd" "$where"
+    eval "exec $fd<&-"
+done
 while [ "$1" != -- ]; do
-    if [ ! -d "$1" ]; then
-        above=$(dirname "$1")
-        while [ ! -d "$above" ]; do above=$(dirname "$above"); done
-        [ "$above" != / ] || { echo "no directory above $1" >&2; exit 1; }
-        layers=$((layers + 1))
-        layer=/run/above$layers
-        mkdir -p "$layer/upper" "$layer/work"
-        mount -n -t overlay -o "lowerdir=$above,upperdir=$layer/upper,workdir=$layer/work" \
-            overlay "$above"
-        mkdir -p "$1"
-    fi
     mount -n --bind "$2" "$1"
     shift 2
 done
 shift
 : > "$ready"
 exec "$@"
-"""
+""".replace("{needed}", " ".join((CNI_CONF_DIR, CNI_CACHE_DIR, *CNI_BIN_DIRS)))
+
+KEPT_MAX = 7
+"""One descriptor each, and a POSIX shell has 3 to 9."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +103,8 @@ class Place:
         name: names its cgroup and its containers' namespace; unique on the machine.
         namespace: the node's network namespace.
         root: a directory of its own, made by ``Enclosure`` and removed at the end.
-        kept: the directory below /run that its plugins need: the lab's.
+        kept: what must stay as it is below /run and /var/lib, at most KEPT_MAX: the lab's
+            directories, and ``root`` or one above it.
         cni_bin: holds the plugins.
         cni_conf: holds the network configurations.
     """
@@ -93,7 +112,7 @@ class Place:
     name: str
     namespace: str
     root: Path
-    kept: Path
+    kept: tuple[Path, ...]
     cni_bin: Path
     cni_conf: Path
 
@@ -114,7 +133,7 @@ def place_on(plan: LabPlan, paths: LabPaths, *, node: str, runtime: str) -> Plac
         name=f"s32-{plan.name}-{node}-{runtime}",
         namespace=plan.namespace_of(node),
         root=paths.programs / node / runtime,
-        kept=paths.root,
+        kept=tuple(dict.fromkeys((paths.root, paths.programs))),
         cni_bin=paths.cni_bin(node),
         cni_conf=paths.cni_conf(node),
     )
@@ -150,6 +169,8 @@ class Enclosure:
             LabFailure: a mount failed, or the program ended; with its last words.
         """
         place = self.place
+        if len(place.kept) > KEPT_MAX:
+            raise LabFailure(f"{place.name}: {len(place.kept)} kept directories, over {KEPT_MAX}")
         for directory in (place.root, place.cni_cache, place.cni_conf, place.cni_bin):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         ready = place.root / "mounted"
@@ -157,7 +178,8 @@ class Enclosure:
         pairs = [CNI_CONF_DIR, str(place.cni_conf), CNI_CACHE_DIR, str(place.cni_cache)]
         for where in CNI_BIN_DIRS:
             pairs += [where, str(place.cni_bin)]
-        script = ["sh", "-euc", _MOUNT, "sh", str(ready), str(place.kept), *pairs, "--", *argv]
+        script = ["sh", "-euc", _MOUNT, "sh", str(ready), *(str(k) for k in place.kept)]
+        script += ["--", *pairs, "--", *argv]
         first = processes.start(
             name,
             ["unshare", "--mount", "--propagation", "private", "--", *script],
