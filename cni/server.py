@@ -213,7 +213,10 @@ class CniServer:
             refusal = as_cni_error(error)
             # The sentences about bad input quote it; those about our own work do not.
             told = refusal.msg if refusal.code >= Code.INTERNAL else "-"
-            log.warning("cni_request_failed request=%s code=%d msg=%s", who, refusal.code, told)
+            # containerd asks for STATUS every 5 s; why it is not ready is the hub's to tell.
+            is_status = refusal.code in (Code.NOT_AVAILABLE, Code.LIMITED_CONNECTIVITY)
+            level = logging.DEBUG if is_status else logging.WARNING
+            log.log(level, "cni_request_failed request=%s code=%d msg=%s", who, refusal.code, told)
             return b"\1" + render_error(refusal, version=version)
 
     async def _read(self, connection: _Connection) -> tuple[dict[str, str], bytes]:
@@ -256,7 +259,9 @@ def as_cni_error(error: Exception) -> CniError:
         case TimeoutError():
             code, msg = Code.TRY_AGAIN_LATER, "the agent did not finish in time; try again later"
         case NoAddress():
-            code, msg = Code.NO_ADDRESS, str(error)
+            # A resting address clears up by itself, an exhausted pool by an operator.
+            waits = error.retry_after_s is not None
+            code, msg = Code.TRY_AGAIN_LATER if waits else Code.NO_ADDRESS, str(error)
         case BlockStoreError():
             code, msg = Code.TRY_AGAIN_LATER, f"the datastore gave no address block: {error}"
         case HostRouteError():

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -422,11 +422,6 @@ def render_error(error: CniError, *, version: str) -> bytes:
     )
 
 
-def render_version(version: str) -> bytes:
-    """The answer to VERSION: ``cniVersion`` is what the runtime sent."""
-    return encode({"cniVersion": version, "supportedVersions": list(SUPPORTED_VERSIONS)})
-
-
 def asked_version(stdin: bytes) -> str:
     """The version an error answer is written in: the asked one if we speak it, else our newest."""
     try:
@@ -434,8 +429,3 @@ def asked_version(stdin: bytes) -> str:
     except CniError:
         return NEWEST_VERSION
     return version if version in SUPPORTED_VERSIONS else NEWEST_VERSION
-
-
-def joined(sentences: Iterable[str]) -> str:
-    """Several sentences as one text for ``msg`` or ``details``."""
-    return "; ".join(sentences)
