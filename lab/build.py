@@ -201,7 +201,9 @@ class Lab:
     def _give_up_on_dead(self) -> None:
         dead = self.dead_processes()
         if dead:
-            raise LabFailure("; ".join(dead))
+            # The others have mostly died of the same.
+            more = f" (and {len(dead) - 1} more)" if len(dead) > 1 else ""
+            raise LabFailure(dead[0] + more)
 
     def _silent_agents(self) -> list[str]:
         self._give_up_on_dead()

@@ -17,7 +17,8 @@ stamp="$venv/.slash32-setup"
 say() { echo "setup: $*" >&2; }
 fail() { say "$*"; exit 1; }
 
-fits() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+# It must answer, not only succeed: PYTHON=true succeeds at everything.
+fits() { [ "$("$1" -c 'import sys; print(sys.version_info >= (3, 11))' 2>/dev/null)" = True ]; }
 
 find_python() {
     if [ -n "${PYTHON:-}" ]; then
@@ -47,7 +48,6 @@ ping iputils-ping
 tcpdump tcpdump
 nft nftables
 LIST
-    python="$(find_python)"
     if [ "$python" = none ]; then
         echo python3
         echo python3-venv
@@ -71,8 +71,8 @@ install_packages() {
     packages="$(missing_packages | sort -u | tr '\n' ' ')"
     [ -n "$packages" ] || return 0
     command -v apt-get >/dev/null ||
-        fail "missing: $packages(Debian's names), and there is no apt-get to install them with"
-    [ "$(id -u)" = 0 ] || fail "missing: $packages; only root can install them with apt-get"
+        fail "missing (Debian's names): $packages- and there is no apt-get to install them"
+    [ "$(id -u)" = 0 ] || fail "missing: $packages- only root can install them with apt-get"
     say "installing Debian packages: $packages"
     export DEBIAN_FRONTEND=noninteractive
     log="$(mktemp)"
@@ -85,6 +85,7 @@ install_packages() {
     fi
     rm -f "$log"
     case " $packages" in *" bird2 "*) quiet_bird ;; esac
+    python="$(find_python)"
     left="$(missing_packages | sort -u | tr '\n' ' ')"
     [ -z "$left" ] || fail "still missing after apt-get: $left"
 }
@@ -97,7 +98,6 @@ make_venv() {
         "$want $extra" | "$want dev") if fits "$venv/bin/python"; then return 0; fi ;;
     esac
     if ! fits "$venv/bin/python"; then
-        python="$(find_python)"
         say "creating $venv with $("$python" --version) ($python)"
         "$python" -m venv --clear "$venv" || fail "cannot create $venv with $python"
     fi
@@ -113,5 +113,6 @@ case "$extra" in
     "" | dev) ;;
     *) fail "unknown argument '$extra'; there is only 'dev'" ;;
 esac
+python="$(find_python)" || exit 1
 install_packages
 make_venv
