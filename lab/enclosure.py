@@ -17,9 +17,9 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,11 @@ ROUNDS_MAX = 5
 
 ENVIRONMENT = {"PATH": HOST_PATH, "HOME": "/root", "LANG": "C.UTF-8"}
 
-# Arguments: a file to write when all is mounted; directories to keep, up to --; pairs of (where,
-# what to show there), up to --; the program. Directories are kept by a descriptor each, opened
-# before anything hides them. umount comes first: a copy of another's namespace file keeps that
-# namespace alive after 'ip netns delete'. mount -n: /run/mount/utab is the machine's.
+# Arguments: a file to write when all is mounted, then lists that end with --: directories to keep;
+# directories whose changes stay inside; directories that must be there; pairs of (where, what to
+# show there). Then the program. What is kept is held by a descriptor each, opened before anything
+# hides it. umount comes first: a copy of another's namespace file keeps that namespace alive after
+# 'ip netns delete'. mount -n: /run/mount/utab is the machine's.
 _MOUNT = r"""
 ready=$1
 shift
@@ -63,19 +64,28 @@ mount -n -t tmpfs -o mode=755 tmpfs /run
 mkdir /run/netns
 mount -n -t tmpfs -o mode=1777 tmpfs /dev/shm
 layers=0
-provide() {
-    [ ! -d "$1" ] || return 0
-    above=$(dirname "$1")
-    while [ ! -d "$above" ]; do above=$(dirname "$above"); done
-    [ "$above" != / ] || { echo "no directory above $1" >&2; exit 1; }
+cover() {
+    [ "$1" != / ] || { echo "no overlay over the whole machine" >&2; exit 1; }
     layers=$((layers + 1))
-    layer=/run/above$layers
+    layer=/run/layer$layers
     mkdir -p "$layer/upper" "$layer/work"
-    mount -n -t overlay -o "lowerdir=$above,upperdir=$layer/upper,workdir=$layer/work" \
-        overlay "$above"
-    mkdir -p "$1"
+    mount -n -t overlay -o "lowerdir=$1,upperdir=$layer/upper,workdir=$layer/work" overlay "$1"
 }
-for where in {needed}; do provide "$where"; done
+while [ "$1" != -- ]; do
+    cover "$1"
+    shift
+done
+shift
+while [ "$1" != -- ]; do
+    if [ ! -d "$1" ]; then
+        above=$(dirname "$1")
+        while [ ! -d "$above" ]; do above=$(dirname "$above"); done
+        cover "$above"
+        mkdir -p "$1"
+    fi
+    shift
+done
+shift
 for fd in $kept; do
     eval "where=\$kept$fd"
     mkdir -p "$where"
@@ -89,7 +99,7 @@ done
 shift
 : > "$ready"
 exec "$@"
-""".replace("{needed}", " ".join((CNI_CONF_DIR, CNI_CACHE_DIR, *CNI_BIN_DIRS)))
+"""
 
 KEPT_MAX = 7
 """One descriptor each, and a POSIX shell has 3 to 9."""
@@ -103,18 +113,18 @@ class Place:
         name: names its cgroup and its containers' namespace; unique on the machine.
         namespace: the node's network namespace.
         root: a directory of its own, made by ``Enclosure`` and removed at the end.
-        kept: what must stay as it is below /run and /var/lib, at most KEPT_MAX: the lab's
-            directories, and ``root`` or one above it.
-        cni_bin: holds the plugins.
-        cni_conf: holds the network configurations.
+        kept: what must stay as it is below /run and other hidden directories, at most KEPT_MAX:
+            the lab's directories, and ``root`` or one above it.
+        shown: directory of the machine -> what is seen there instead.
+        private: directories of the machine whose changes stay inside and go with it.
     """
 
     name: str
     namespace: str
     root: Path
     kept: tuple[Path, ...]
-    cni_bin: Path
-    cni_conf: Path
+    shown: Mapping[str, Path] = field(default_factory=dict)
+    private: tuple[str, ...] = ()
 
     @property
     def cni_cache(self) -> Path:
@@ -122,6 +132,11 @@ class Place:
 
     def log(self, program: str) -> Path:
         return self.root / "log" / f"{program}.log"
+
+
+def shown_for_cni(*, bin_dir: Path, conf_dir: Path) -> dict[str, Path]:
+    """``Place.shown`` for a runtime that is to use these plugins and configurations."""
+    return {CNI_CONF_DIR: conf_dir, **dict.fromkeys(CNI_BIN_DIRS, bin_dir)}
 
 
 def place_on(plan: LabPlan, paths: LabPaths, *, node: str, runtime: str) -> Place:
@@ -134,8 +149,7 @@ def place_on(plan: LabPlan, paths: LabPaths, *, node: str, runtime: str) -> Plac
         namespace=plan.namespace_of(node),
         root=paths.programs / node / runtime,
         kept=tuple(dict.fromkeys((paths.root, paths.programs))),
-        cni_bin=paths.cni_bin(node),
-        cni_conf=paths.cni_conf(node),
+        shown=shown_for_cni(bin_dir=paths.cni_bin(node), conf_dir=paths.cni_conf(node)),
     )
 
 
@@ -171,15 +185,15 @@ class Enclosure:
         place = self.place
         if len(place.kept) > KEPT_MAX:
             raise LabFailure(f"{place.name}: {len(place.kept)} kept directories, over {KEPT_MAX}")
-        for directory in (place.root, place.cni_cache, place.cni_conf, place.cni_bin):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place.cni_cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         ready = place.root / "mounted"
         ready.unlink(missing_ok=True)
-        pairs = [CNI_CONF_DIR, str(place.cni_conf), CNI_CACHE_DIR, str(place.cni_cache)]
-        for where in CNI_BIN_DIRS:
-            pairs += [where, str(place.cni_bin)]
-        script = ["sh", "-euc", _MOUNT, "sh", str(ready), *(str(k) for k in place.kept)]
-        script += ["--", *pairs, "--", *argv]
+        shown = {CNI_CACHE_DIR: place.cni_cache, **place.shown}
+        script = ["sh", "-euc", _MOUNT, "sh", str(ready), *(str(k) for k in place.kept), "--"]
+        script += [*place.private, "--", *shown, "--"]
+        for where, what in shown.items():
+            script += [where, str(what)]
+        script += ["--", *argv]
         first = processes.start(
             name,
             ["unshare", "--mount", "--propagation", "private", "--", *script],
