@@ -63,7 +63,7 @@ def execute(
         command += ["-c", WITH_DEADLINE, str(PLUGIN), str(deadline_s)]
     done = subprocess.run(
         command,
-        env=environment,  # type: ignore[arg-type]
+        env=environment,
         input=stdin,
         capture_output=True,
         timeout=EXEC_DEADLINE_S,

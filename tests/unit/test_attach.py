@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ def make_attacher(node: Node, *, deadline_s: float = 30.0) -> Attacher:
 def request(
     command: Command = Command.ADD,
     attachment: Attachment | None = ATTACHMENT,
-    **netconf: object,
+    **netconf: Any,
 ) -> Request:
     """A request for ``attachment`` with fields of the network configuration changed."""
     conf = replace(NetConf(cni_version="1.1.0", name="slash32", type="slash32"), **netconf)
@@ -300,7 +301,7 @@ async def test_a_cancelled_add_is_undone(node: Node, attacher: Attacher) -> None
         reached.set()
         await forever.wait()
 
-    node.routes.ensure = hold  # type: ignore[method-assign,assignment]
+    node.routes.ensure = hold  # type: ignore[method-assign]
     task = asyncio.create_task(add(attacher))
     await reached.wait()
     assert node.wires.wires

@@ -385,10 +385,9 @@ def test_status_and_gc_name_no_attachment() -> None:
     collect = parse(conf | {"cni.dev/valid-attachments": entries}, CNI_COMMAND="GC", **bare)
 
     assert status.attachment is None
-    assert collect.netconf.valid_attachments == {
-        Attachment("slash32", "a", "eth0"),
-        Attachment("slash32", "b", "eth1"),
-    }
+    assert collect.netconf.valid_attachments == frozenset(
+        {Attachment("slash32", "a", "eth0"), Attachment("slash32", "b", "eth1")}
+    )
 
 
 def test_gc_with_a_null_list_names_nobody() -> None:
@@ -404,7 +403,7 @@ def test_gc_with_a_null_list_names_nobody() -> None:
 )
 def test_gc_without_a_clear_list_is_refused(entries: object) -> None:
     """Read as empty, a list we cannot read would remove every pod."""
-    conf: dict[str, object] = CONF | {"cniVersion": "1.1.0"}
+    conf: dict[str, object] = {**CONF, "cniVersion": "1.1.0"}
     if entries != "-":
         conf["cni.dev/valid-attachments"] = entries
 
