@@ -1,6 +1,7 @@
 # Everything here works on a fresh Debian 12 machine; see README.md.
 #
 #   make demo     a lab of three nodes and a router: proves that packets cross, cleans up (root)
+#   make test     ruff, mypy --strict, import-linter and every test (root)
 #   make setup    Debian packages and .venv, without running anything
 #   make clean    removes what the targets made inside the project
 #
@@ -30,3 +31,17 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---- checks --------------------------------------------------------------------------------------
+
+.PHONY: setup-dev lint test
+setup-dev:
+	@PYTHON='$(PYTHON)' sh lab/setup.sh dev
+
+lint: setup-dev
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+# PYTEST_ARGS=... narrows it, for instance PYTEST_ARGS='-m "not e2e" -x'
+test: lint
+	$(VENV)/bin/pytest $(PYTEST_ARGS)
