@@ -17,10 +17,8 @@ they raise; server.py turns that into CNI errors, in one place.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
-import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -31,6 +29,7 @@ from typing import Protocol, TypeVar
 from cni.answer import add_result, differences_from_previous, pod_mtu_bytes
 from cni.attachment import Address, Attachment
 from cni.errors import CniError, Code, shown
+from cni.netns import is_network_namespace, is_same_namespace, own_netns
 from cni.podlink import PodLink
 from cni.result import Result
 from cni.spec import Command, NetConf, Request
@@ -48,10 +47,6 @@ ADDRESS_ATTEMPTS = 3
 
 REMOVER_THREADS = 16
 """Removing a link sleeps 16-20 ms in the kernel (RCU), without CPU; that many overlap."""
-
-NETNS_MAGIC_IOCTL = 0xB703
-"""NS_GET_NSTYPE of linux/nsfs.h: the CLONE_NEW* flag of a namespace file."""
-CLONE_NEWNET = 0x40000000
 
 
 class Wiring(Protocol):
@@ -132,21 +127,17 @@ class _Turn:
 def describe_netns(netns_fd: int) -> str | None:
     """What is wrong with ``netns_fd`` as a pod's namespace, or None.
 
-    Anything can be behind CNI_NETNS, the host's own namespace included; wiring a pod into that one
-    would give the host a second default route.
+    Anything can be behind CNI_NETNS. The wiring refuses too, but by then an address has been
+    assigned, and would rest for the cool-down.
     """
-    try:
-        status = os.fstat(netns_fd)
-        if not stat.S_ISREG(status.st_mode):
-            return "is not a network namespace"
-        kind = fcntl.ioctl(netns_fd, NETNS_MAGIC_IOCTL)
-    except OSError:
+    if not is_network_namespace(netns_fd):
         return "is not a network namespace"
-    if kind != CLONE_NEWNET:
-        return "is a namespace of another kind, not a network namespace"
-    own = os.stat("/proc/self/ns/net")
-    if (own.st_dev, own.st_ino) == (status.st_dev, status.st_ino):
-        return "is the namespace of the host itself"
+    home_fd = own_netns()
+    try:
+        if is_same_namespace(netns_fd, home_fd):
+            return "is the namespace of the host itself"
+    finally:
+        os.close(home_fd)
     return None
 
 
@@ -226,6 +217,15 @@ class Attacher:
                 answer = await self._repeat(request, fd)
                 if answer is not None:
                     return answer
+            try:
+                return await self._wire_some_address(request, fd)
+            except LinkExists as error:
+                if not error.is_ours:
+                    raise
+                # This very attachment's, by its name, but not in the address book: the addresses
+                # in its alias were somebody else's when the agent started.
+                log.warning("unknown_link_rebuilt attachment=%s error=%s", attachment, error)
+                await self._remove(attachment)
             return await self._wire_some_address(request, fd)
 
     async def _wire_some_address(self, request: Request, netns_fd: int) -> Result:
@@ -410,9 +410,14 @@ class Attacher:
 
     async def _remove(self, attachment: Attachment) -> bool:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._removers, self._wiring.remove, attachment.host_ifname
-        )
+        try:
+            return await loop.run_in_executor(
+                self._removers, self._wiring.remove, attachment.host_ifname
+            )
+        except LinkExists as error:
+            # A foreign link of that name: there is none of ours, and a DEL of nothing succeeds.
+            log.warning("foreign_link_left_alone attachment=%s error=%s", attachment, error)
+            return False
 
     async def _release(self, attachment: Attachment) -> tuple[Address, ...]:
         return self._allocator.release(attachment)

@@ -33,7 +33,7 @@ from cni.ipam.block import BlockStoreError
 from cni.podlink import AliasError
 from cni.result import NEWEST_VERSION, Result, render_result
 from cni.spec import Request, asked_version, parse_request, render_error
-from cni.wiring import LinkExists, NamespaceGone, PodInterfaceExists, WiringError
+from cni.wiring import LinkExists, NamespaceGone, OwnNamespace, PodInterfaceExists, WiringError
 
 log = logging.getLogger(__name__)
 
@@ -268,6 +268,8 @@ def as_cni_error(error: Exception) -> CniError:
             code, msg = Code.HOST_ROUTE_FAILED, str(error)
         case NamespaceGone():
             code, msg = Code.UNKNOWN_CONTAINER, str(error)
+        case OwnNamespace():
+            code, msg = Code.INVALID_ENVIRONMENT, f"CNI_NETNS: {error}"
         case PodInterfaceExists() | LinkExists():
             code, msg = Code.INTERFACE_EXISTS, str(error)
         case WiringError():

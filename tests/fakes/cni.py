@@ -133,6 +133,7 @@ class FakeWires(Failures):
         super().__init__()
         self.journal = journal
         self.wires: dict[str, Wire] = {}
+        self.foreign_links: set[str] = set()
         self.foreign_pod_interfaces: set[tuple[int, str]] = set()
         self.differences: list[str] = []
         self.repaired: list[str] = []
@@ -141,8 +142,9 @@ class FakeWires(Failures):
     def create(self, link: PodLink, netns_fd: int) -> int:
         """The host half."""
         self.raise_pending("create")
-        if link.host_ifname in self.wires:
-            raise LinkExists(f"link {link.host_ifname} exists")
+        if link.host_ifname in self.wires or link.host_ifname in self.foreign_links:
+            is_ours = link.host_ifname in self.wires
+            raise LinkExists(f"link {link.host_ifname} exists", is_ours=is_ours)
         if (netns_fd, link.attachment.ifname) in self.foreign_pod_interfaces:
             raise PodInterfaceExists(f"{link.attachment.ifname} exists in the pod's namespace")
         self.wires[link.host_ifname] = Wire(link, self.identify(netns_fd))
@@ -159,6 +161,8 @@ class FakeWires(Failures):
     def remove(self, host_ifname: str) -> bool:
         """Takes the pair away."""
         self.raise_pending("remove")
+        if host_ifname in self.foreign_links:
+            raise LinkExists(f"link {host_ifname} is not ours")
         if self.wires.pop(host_ifname, None) is None:
             return False
         self.journal.append("remove")

@@ -227,18 +227,42 @@ async def test_undoing_goes_on_past_a_step_that_fails_and_tells(
     assert not node.routes.routes
 
 
-async def test_a_link_that_was_there_is_not_removed_by_undoing(
-    node: Node, attacher: Attacher
-) -> None:
-    """Name taken: nothing was made by this ADD, so nothing is taken away."""
-    await add(attacher)
-    node.allocator.held.clear()
+async def test_a_foreign_link_of_that_name_is_left_alone(node: Node, attacher: Attacher) -> None:
+    """ADD fails and changes nothing; a DEL finds nothing of ours, which is success."""
+    node.wires.foreign_links.add(ATTACHMENT.host_ifname)
 
     with pytest.raises(LinkExists):
         await add(attacher)
+    await attacher.handle(request(Command.DEL), None)
 
-    assert ATTACHMENT.host_ifname in node.wires.wires
-    assert not node.allocator.held
+    assert node.leftovers == []
+    assert "remove" not in node.journal
+
+
+async def test_a_link_of_ours_that_the_address_book_does_not_know_is_rebuilt(
+    node: Node, attacher: Attacher
+) -> None:
+    """Its address was somebody else's when the agent started; the pod gets another one."""
+    first = await add(attacher)
+    node.allocator.held.clear()
+
+    second = await add(attacher)
+
+    assert second.ips != first.ips
+    assert len(node.wires.wires) == 1
+    assert node.journal.count("remove") == 1
+
+
+async def test_an_interface_that_is_there_already_is_an_error(
+    node: Node, attacher: Attacher
+) -> None:
+    """The specification wants it so; nothing is left of the attempt."""
+    node.wires.foreign_pod_interfaces.add((NETNS, "eth0"))
+
+    with pytest.raises(PodInterfaceExists):
+        await add(attacher)
+
+    assert node.leftovers == []
 
 
 async def test_an_address_routed_elsewhere_is_given_up_for_the_next(
@@ -516,7 +540,7 @@ async def test_a_namespace_that_is_none_is_refused_before_anything_happens(node:
     ("path", "said"),
     [
         ("/proc/self/ns/net", "host itself"),
-        ("/proc/self/ns/uts", "another kind"),
+        ("/proc/self/ns/uts", "not a network namespace"),
         ("/dev/null", "not a network namespace"),
         (__file__, "not a network namespace"),
         ("/", "not a network namespace"),

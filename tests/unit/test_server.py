@@ -28,7 +28,7 @@ from cni.server import (
     split_request,
 )
 from cni.spec import Request
-from cni.wiring import LinkExists, NamespaceGone, PodInterfaceExists, WiringError
+from cni.wiring import LinkExists, NamespaceGone, OwnNamespace, PodInterfaceExists, WiringError
 
 ENVIRONMENT = {
     "CNI_COMMAND": "ADD",
@@ -248,6 +248,7 @@ async def test_a_refusal_is_written_in_the_asked_version(server: CniServer, path
         (NamespaceGone("x"), Code.UNKNOWN_CONTAINER),
         (LinkExists("x"), Code.INTERFACE_EXISTS),
         (PodInterfaceExists("x"), Code.INTERFACE_EXISTS),
+        (OwnNamespace("x"), Code.INVALID_ENVIRONMENT),
         (WiringError("x"), Code.WIRING_FAILED),
         (AliasError("x"), Code.INVALID_ENVIRONMENT),
         (ZeroDivisionError("x"), Code.INTERNAL),
