@@ -221,8 +221,10 @@ class Conversation:
         while True:
             heard = self._answer_lines
             try:
-                # shield: a timeout of ours must not look like a cancelled command.
-                return await asyncio.wait_for(asyncio.shield(future), SILENCE_LIMIT_S)
+                # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with
+                # the answer. shield: a timeout of ours must not cancel the command.
+                async with asyncio.timeout(SILENCE_LIMIT_S):
+                    return await asyncio.shield(future)
             except asyncio.CancelledError:
                 # The next turn's answer could overtake the one nobody waits for any more.
                 self._lose("a command was abandoned")

@@ -202,7 +202,13 @@ class Speaker:
         return {key: value for key, value in self._out_and_held().items() if value is not None}
 
     def _out_and_held(self) -> dict[AdvertisementKey, Advertisement | None]:
-        return {**self._out, **self._held}
+        return {
+            key: value for key, value in {**self._out, **self._held}.items() if self._is_ours(key)
+        }
+
+    def _is_ours(self, key: AdvertisementKey) -> bool:
+        """False for what ExaBGP still says to a peer that is configured no more."""
+        return self._peers is None or key[0] in self._peers
 
     # -- changing ------------------------------------------------------------------------------
 
@@ -225,14 +231,13 @@ class Speaker:
             _write(self._conf_path, conf.text)
         self._peers, self._conf = wanted, conf
         self._beliefs.configure({a: peer.local_address for a, peer in wanted.items()})
-        for table in (self._out, self._held):
-            for key in [key for key in table if key[0] not in wanted]:
-                del table[key]
+        self._held = {key: value for key, value in self._held.items() if self._is_ours(key)}
         self._note_loaded()
         self._work.set()
         if self.is_connected:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._loaded.wait(), RELOAD_WAIT_S)
+                async with asyncio.timeout(RELOAD_WAIT_S):
+                    await self._loaded.wait()
 
     async def apply(self, delta: AdvertisementDelta) -> list[NotSent]:
         """Announces and withdraws, per peer, going on past failures.
@@ -436,8 +441,6 @@ class Speaker:
         lines = await _lines(conversation, api.SHOW_ADJ_RIB_OUT)
         self._out = {}
         for peer, advertisement in map(api.decode_adj_rib_out, lines):
-            if self._peers is not None and peer not in self._peers:
-                continue
             if advertisement.next_hop == self._beliefs.local_address(peer):
                 # This is how ExaBGP shows `self`, and `self` is how the hub says it.
                 advertisement = Advertisement(advertisement.prefix)
@@ -490,6 +493,7 @@ class Speaker:
 
     async def _reload(self, conversation: Conversation) -> None:
         """One attempt to make ExaBGP load the file; then what it holds is read again."""
+        await self._take_leave(conversation)
         await conversation.ask(api.RELOAD)
         for _ in range(RELOAD_POLLS):
             await self._read_marks(conversation)
@@ -503,6 +507,19 @@ class Speaker:
             await self._learn_states(conversation)
             await self._read_out(conversation)
         self._on_change("peers_loaded")
+
+    async def _take_leave(self, conversation: Conversation) -> None:
+        """Withdraws everything from peers that are about to be removed.
+
+        ExaBGP closes their sessions without a word, as graceful restart has it, and they would
+        go on sending us traffic until their restart timer runs out.
+        """
+        async with self._out_lock:
+            leaving = [(key, None) for key in self._out if not self._is_ours(key)]
+            if leaving:
+                lines = await _lines(conversation, api.SHOW_NEIGHBORS)
+                up = {s.peer for s in api.decode_neighbors(lines) if s.is_established}
+                await self._send([entry for entry in leaving if entry[0][0] in up])
 
     async def _tick_for_ever(self) -> None:
         while True:

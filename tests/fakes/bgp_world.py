@@ -127,7 +127,7 @@ class Routers:
         return f"""\
 log stderr all;
 router id 10.255.{number}.2;
-debug protocols {{ states }};
+debug protocols {{ states, packets }};
 protocol device {{ scan time 60; }}
 protocol static s4 {{ ipv4;
 {statics[4]}}}

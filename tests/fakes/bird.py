@@ -111,13 +111,13 @@ class Bird:
                     routes[prefix] = words[1]
         return routes
 
-    def session_since(self, protocol: str) -> str | None:
-        """When the session came up, as BIRD prints it; None when it is not Established."""
-        for line in self.ask(f"show protocols {protocol}").splitlines():
-            words = line.split()
-            if words and words[0] == protocol and "Established" in line:
-                return words[4]
-        return None
+    def sessions_so_far(self, protocol: str) -> int:
+        """How often the session has come up, which is one more for each flap.
+
+        From the log, so it needs ``debug protocols { states }``. BIRD's own "since" will not do:
+        it is rounded anew at each question and differs by a millisecond now and then.
+        """
+        return self.log().count(f"{protocol}: State changed to up")
 
     def route_changes(self, protocol: str) -> dict[str, tuple[int, int]]:
         """Per channel (import updates, import withdraws) that BIRD has received so far."""
