@@ -33,7 +33,7 @@ from cni.netns import is_network_namespace, is_same_namespace, own_netns
 from cni.podlink import PodLink
 from cni.result import Result
 from cni.spec import Command, NetConf, Request
-from cni.wiring import LinkExists, ObservedLink, PodInterfaceExists
+from cni.wiring import LinkExists, ObservedLink, PodInterfaceExists, WiringError
 
 log = logging.getLogger(__name__)
 
@@ -256,8 +256,8 @@ class Attacher:
     async def _repeat(self, request: Request, netns_fd: int) -> Result | None:
         """The answer to an ADD of an attachment that has its link already, else None.
 
-        A link that is whole is left alone. One that is not is taken away, and the caller wires it
-        anew with the same addresses.
+        What can be mended in place is: a pod may be running on it. A link that is still wrong
+        then is taken away, and the caller wires it anew with the same addresses.
         """
         attachment = _attachment_of(request)
         observed = next(
@@ -270,15 +270,16 @@ class Attacher:
             for mended in self._wiring.repair(link):
                 log.warning("pod_link_repaired attachment=%s what=%s", attachment, mended)
             await self._host_routes.ensure(link)
-            differences = self._wiring.check(link, netns_fd)
-            if not differences:
+            try:
                 mac = self._wiring.configure_pod(link, netns_fd)
+                differences = self._wiring.check(link, netns_fd)
+            except WiringError as error:
+                mac, differences = "", [str(error)]
+            if not differences:
                 log.info("add_repeated attachment=%s", attachment)
                 return add_result(request, link, pod_mac=mac)
             log.warning(
-                "pod_link_rebuilt attachment=%s differences=%s",
-                attachment,
-                "; ".join(differences),
+                "pod_link_rebuilt attachment=%s differences=%s", attachment, "; ".join(differences)
             )
         await self._remove(attachment)
         await self._host_routes.forget(attachment)

@@ -13,7 +13,7 @@ from cni.attach import HostRouteError, Unready
 from cni.attachment import Address, Attachment
 from cni.ipam.allocator import NoAddress
 from cni.podlink import AliasRecord, PodLink
-from cni.wiring import LinkExists, ObservedLink, PodInterfaceExists
+from cni.wiring import LinkExists, ObservedLink, PodInterfaceExists, WiringError
 
 FIRST_ADDRESS = IPv4Address("10.244.0.1")
 
@@ -154,7 +154,10 @@ class FakeWires(Failures):
     def configure_pod(self, link: PodLink, netns_fd: int) -> str:
         """The pod half."""
         self.raise_pending("configure_pod")
-        self.wires[link.host_ifname].is_configured = True
+        wire = self.wires[link.host_ifname]
+        if wire.namespace != self.identify(netns_fd):
+            raise WiringError(f"{link.attachment.ifname} is not in the pod's namespace")
+        wire.is_configured = True
         self.journal.append("configure_pod")
         return self.POD_MAC
 
@@ -191,6 +194,8 @@ class FakeWires(Failures):
         found = list(self.differences)
         if wire.namespace != self.identify(netns_fd):
             found.append(f"{link.attachment.ifname} is missing in the pod's namespace")
+        if not wire.is_configured:
+            found.append(f"{link.attachment.ifname} is not configured")
         if wire.link.mtu_bytes != link.mtu_bytes:
             found.append(f"MTU is {wire.link.mtu_bytes}, not {link.mtu_bytes}")
         return found

@@ -136,6 +136,16 @@ async def test_a_repeated_add_gets_the_same_answer(node: Node, attacher: Attache
     assert node.journal.count("create") == 1
 
 
+async def test_a_repeated_add_mends_a_pod_end_in_place(node: Node, attacher: Attacher) -> None:
+    """A pod may be running on that link: it is not taken away for a missing route."""
+    first = await add(attacher)
+    node.wires.wires[ATTACHMENT.host_ifname].is_configured = False
+
+    assert await add(attacher) == first
+    assert node.wires.wires[ATTACHMENT.host_ifname].is_configured
+    assert "remove" not in node.journal
+
+
 async def test_a_repeated_add_rebuilds_a_link_that_is_not_whole(
     node: Node, attacher: Attacher
 ) -> None:
