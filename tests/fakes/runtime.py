@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cni.attach import Attacher
+from cni.attach import Attacher, Wiring
 from cni.server import CniServer
 from tests.fakes.cni import Node
 
@@ -73,9 +73,10 @@ def execute(
 
 
 @contextmanager
-def agent_beside(path: str, node: Node) -> Iterator[None]:
+def agent_beside(path: str, node: Node, *, wiring: Wiring | None = None) -> Iterator[None]:
     """Serves ``path`` over the fakes of ``node``, in a loop of its own thread.
 
+    ``wiring`` takes the place of the fake one.
     The fakes are touched by that thread while a plugin runs, by the test before and after.
     """
     ready = threading.Event()
@@ -88,7 +89,7 @@ def agent_beside(path: str, node: Node) -> Iterator[None]:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         node.wires.identify = lambda descriptor: os.fstat(descriptor).st_ino
         attacher = Attacher(
-            wiring=node.wires,
+            wiring=node.wires if wiring is None else wiring,
             host_routes=node.routes,
             allocator=node.allocator,
             mtu_bytes=lambda: 1500,
