@@ -9,6 +9,10 @@ The protocol (cni/server.py is the other end), one request per connection of a U
     request: b"slash32-cni 1\\0", each CNI_* variable as b"KEY=VALUE\\0", b"\\0", stdin, end of
              file; the open network namespace travels with the first byte (SCM_RIGHTS).
     reply:   one byte, the exit status (0 or 1), then what goes to stdout, end of file.
+
+A DEL without an agent is recorded: the request is written to deleted/ beside the socket, if the
+agent has made that directory, and the runtime is told yes. The agent listens, replays the
+records, and only then accepts. launcher/launcher.c is the same program for hosts without Python.
 """
 
 import json
@@ -17,6 +21,7 @@ import signal
 import socket
 import stat
 import sys
+import time
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 COMMANDS = ("ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION")
@@ -25,6 +30,8 @@ DEFAULT_SOCKET = "/run/slash32/cni.sock"
 SOCKET_PATH_MAX_BYTES = 107
 REQUEST_MAX_BYTES = 1 << 20
 REPLY_MAX_BYTES = 1 << 20
+RECORDS_DIRECTORY = "deleted"
+RECORDS_MAX = 4096
 DEADLINE_S = 60.0
 """Longer than the agent's own limit of 30 s, shorter than kubelet's of four minutes."""
 STATUS_DEADLINE_S = 10.0
@@ -108,7 +115,7 @@ def decide(call: Call) -> "tuple[int, bytes]":
     version, path = parse_conf(stdin)
     if version in VERSIONS:
         call.version = version
-    return ask_agent(path, stdin)
+    return ask_agent(call.command, path, stdin)
 
 
 def unavailable(command: str) -> int:
@@ -252,11 +259,12 @@ def parse_conf(stdin: bytes) -> "tuple[str, str]":
 # -- the agent ---------------------------------------------------------------------------------
 
 
-def ask_agent(path: str, stdin: bytes) -> "tuple[int, bytes]":
+def ask_agent(command: str, path: str, stdin: bytes) -> "tuple[int, bytes]":
     """Exit status and stdout, from the agent at ``path``.
 
     Raises:
-        Refusal: 7 the request is too large, 11 the agent is not there or went away.
+        Refusal: 5 a DEL cannot be recorded, 7 the request is too large, 11 the agent is not
+            there or went away.
     """
     environment = b"".join(
         key + b"=" + value + b"\0" for key, value in os.environb.items() if key.startswith(b"CNI_")
@@ -264,16 +272,112 @@ def ask_agent(path: str, stdin: bytes) -> "tuple[int, bytes]":
     request = MAGIC + environment + b"\0" + stdin
     if len(request) > REQUEST_MAX_BYTES:
         raise too_large()
-    netns = open_netns(os.environb.get(b"CNI_NETNS", b""))
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as agent:
-        try:
-            agent.connect(os.fsencode(path))
-        except (OSError, UnicodeError):
-            raise Refusal(
-                TRY_AGAIN_LATER,
-                f"the slash32 agent does not answer on {path}; is it running?",
-            ) from None
+    agent = connect(path, request if command == "DEL" else b"")
+    if agent is None:
+        return 0, b""
+    with agent:
+        netns = open_netns(os.environb.get(b"CNI_NETNS", b""))
         return read_reply(agent, send_request(agent, request, netns))
+
+
+def connect(path: str, deletion: bytes) -> "socket.socket | None":
+    """A connection to the agent, or None when ``deletion`` was recorded because there is none.
+
+    Raises:
+        Refusal: 5 the deletion cannot be recorded, 11 there is no agent and nothing to record.
+    """
+    try:
+        return dial(path)
+    except (OSError, UnicodeError) as error:
+        # Only one that is away replays the record when it comes; a busy one may be at it already.
+        is_away = isinstance(error, (FileNotFoundError, ConnectionRefusedError))
+    recorded = record(path, deletion) if is_away and deletion else ""
+    if not recorded:
+        raise Refusal(
+            TRY_AGAIN_LATER, "the slash32 agent does not answer on " + path + "; is it running?"
+        )
+    try:
+        agent = dial(path)
+    except OSError:
+        # Still away, so it has yet to listen, and it looks at the records after that.
+        return None
+    os.unlink(recorded)
+    return agent
+
+
+def dial(path: str) -> socket.socket:
+    """A connection to ``path``, or the error of connecting."""
+    agent = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        agent.connect(os.fsencode(path))
+    except BaseException:
+        agent.close()
+        raise
+    return agent
+
+
+def record(path: str, request: bytes) -> str:
+    """Writes ``request`` to disk, whole and durable; the file, or "" without a directory for it.
+
+    Its name comes from the request: a repeated one is one record.
+
+    Raises:
+        Refusal: 5 it cannot be written, 11 too many wait already.
+    """
+    directory = os.path.join(os.path.dirname(path), RECORDS_DIRECTORY)
+    try:
+        waiting = len(os.listdir(directory))
+    except OSError:
+        return ""
+    if waiting >= RECORDS_MAX:
+        raise Refusal(
+            TRY_AGAIN_LATER, "too many deletions wait for the slash32 agent in " + directory
+        )
+    name = os.path.join(directory, format(fnv_1a(request), "016x"))
+    temporary = os.path.join(directory, "." + format(time.monotonic_ns(), "x"))
+    try:
+        try:
+            write_durably(temporary, request)
+            os.rename(temporary, name)
+            sync(directory)
+        except BaseException:
+            if os.path.lexists(temporary):
+                os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise Refusal(
+            IO_FAILURE,
+            "the deletion cannot be recorded in " + directory + ": " + str(error.strerror),
+        ) from None
+    return name
+
+
+def fnv_1a(data: bytes) -> int:
+    """The 64-bit hash that the launcher in C can compute too."""
+    value = 0xCBF29CE484222325
+    for byte in data:
+        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return value
+
+
+def write_durably(path: str, data: bytes) -> None:
+    """A new file with ``data``, on disk when this returns."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync(directory: str) -> None:
+    """The names in ``directory`` are on disk when this returns."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def open_netns(path: bytes) -> "list[int]":
