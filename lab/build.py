@@ -56,6 +56,10 @@ NEEDED_PROGRAMS: Mapping[str, str] = {
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def slash32_command(*arguments: str) -> list[str]:
     """The ``slash32`` this lab belongs to, as a command line that needs no installation."""
     return [sys.executable, "-m", "routing.cli.main", *arguments]
@@ -134,8 +138,8 @@ class Lab:
         """Namespaces, links, addresses."""
         plan = self.plan
         self.progress.say(
-            f"building {len(plan.nodes)} nodes, {len(plan.tors)} "
-            f"{'router' if len(plan.tors) == 1 else 'routers'}, a client, {len(plan.links)} links"
+            f"building {_count(len(plan.nodes), 'node')}, {_count(len(plan.tors), 'router')}, "
+            f"a client, {_count(len(plan.links), 'link')}"
         )
         namespaces.create(machine.namespace for machine in plan.machines)
         namespaces.connect(plan, mtu_bytes=MTU_BYTES)
@@ -214,7 +218,9 @@ class Lab:
             if not (self.paths.run_dir(node.name) / name).is_socket()
         ]
 
-    def runtime_of(self, node: str) -> runtime.Runtime:
+    def runtime_of(
+        self, node: str, *, deadline_s: float = runtime.PLUGIN_DEADLINE_S
+    ) -> runtime.Runtime:
         """The container runtime of a node, over what ``cni install`` put there."""
         machine = next(n for n in self.plan.nodes if n.name == node)
         return runtime.Runtime(
@@ -222,6 +228,7 @@ class Lab:
             bin_dirs=[self.paths.cni_bin(node)],
             results_dir=self.paths.cni_results(node),
             namespace=machine.namespace,
+            deadline_s=deadline_s,
         )
 
     def add_pods(self) -> None:

@@ -136,7 +136,8 @@ def _say_peers(lab: Lab, outcomes: Iterable[Outcome]) -> None:
     streams = [o for o in outcomes if o.probe.kind is probes.Kind.STREAM]
     right = [o for o in streams if o.problem is None]
     lab.progress.say(f"{len(right)} of {len(streams)} servers saw the client's true address")
-    for outcome in right[-1:]:
+    between_pods = [o for o in right if o.probe.traffic is capture.Traffic.POD_TO_POD]
+    for outcome in between_pods[-1:]:
         probe = outcome.probe
         lab.progress.say(f"for instance {probe.target} saw {outcome.peer}, which is {probe.source}")
 

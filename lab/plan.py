@@ -42,7 +42,7 @@ FIRST_NODE_ASN = 64601
 
 POOLS: tuple[tuple[str, Prefix, int], ...] = (
     ("lab-v4", IPv4Network("10.244.0.0/16"), 26),
-    ("lab-v6", IPv6Network("fd44:10:244::/64"), 122),
+    ("lab-v6", IPv6Network("fd44:10:244::/112"), 122),
 )
 """(name, range, block size) of the address pools; the second only in a dual-stack lab."""
 

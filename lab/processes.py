@@ -19,7 +19,7 @@ from pathlib import Path
 from lab import namespaces
 from lab.plan import LabFailure
 
-TERM_DEADLINE_S = 5.0
+TERM_DEADLINE_S = 10.0
 KILL_DEADLINE_S = 5.0
 _STATE, _START_TIME = 0, 19
 """Fields of /proc/<pid>/stat counted from after the command's name (proc(5): fields 3 and 22)."""

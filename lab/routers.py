@@ -148,9 +148,7 @@ def show_protocols(paths: LabPaths, tor: Machine) -> str:
     Raises:
         CommandFailed: BIRD does not answer.
     """
-    return namespaces.run(
-        ["birdc", "-r", "-s", str(paths.bird_socket(tor.name)), "show", "protocols"]
-    )
+    return namespaces.run(["birdc", "-s", str(paths.bird_socket(tor.name)), "show", "protocols"])
 
 
 def parse_protocols(router: str, text: str) -> list[RouterSession]:

@@ -22,6 +22,7 @@ from lab import namespaces
 from lab.plan import LabFailure, Pod
 
 PLUGIN_DEADLINE_S = 60.0
+"""What kubelet's patience with a sandbox leaves to one plugin call, roughly."""
 IFNAME = "eth0"
 NEWEST_VERSION = (1, 1, 0)
 """The newest specification this runtime speaks, as libcni 1.3."""
@@ -133,12 +134,14 @@ class Runtime:
         bin_dirs: Sequence[Path],
         results_dir: Path,
         namespace: str | None = None,
+        deadline_s: float = PLUGIN_DEADLINE_S,
     ) -> None:
         """``namespace`` is the node's, where its runtime lives; None for the current one."""
         self._network = network
         self._bin_dirs = tuple(bin_dirs)
         self._results_dir = results_dir
         self._namespace = namespace
+        self._deadline_s = deadline_s
 
     def add(self, sandbox: Sandbox) -> JsonObject:
         """ADD through the list; the last plugin's result, which is also kept for later.
@@ -253,14 +256,14 @@ class Runtime:
                 capture_output=True,
                 text=True,
                 errors="replace",
-                timeout=PLUGIN_DEADLINE_S,
+                timeout=self._deadline_s,
                 start_new_session=True,
                 check=False,
             )
         except OSError as error:
             raise PluginFailed(f"{what}: cannot execute {program}: {error.strerror}") from None
         except subprocess.TimeoutExpired:
-            raise PluginFailed(f"{what}: no answer within {PLUGIN_DEADLINE_S:g} s") from None
+            raise PluginFailed(f"{what}: no answer within {self._deadline_s:g} s") from None
         if done.returncode != 0:
             raise _failure(what, done)
         return done.stdout

@@ -147,7 +147,8 @@ def is_running(state: LabState) -> bool:
 
 def describe_owner(state: LabState) -> str:
     """Why a lab of this name cannot be built now."""
-    size = f"{state.shape.nodes} nodes, {state.shape.tors} routers, {state.shape.pods} pods each"
+    shape = state.shape
+    size = f"nodes: {shape.nodes}, routers: {shape.tors}, pods on each node: {shape.pods}"
     if state.is_up:
         return (
             f"lab {state.name!r} is up ({size}); use it, end it with "

@@ -21,6 +21,8 @@ from lab.state import LabBusy, LabState
 from lab.waiting import Progress
 from routing.routes import PROTOCOL
 
+DEL_DEADLINE_S = 15.0
+"""Less than a runtime's patience: the namespaces go anyway, and somebody waits for the prompt."""
 ROUNDS_MAX = 3
 """How often namespaces are searched for processes that were started while others were ended."""
 
@@ -51,7 +53,8 @@ def delete_pods(lab: Lab) -> list[str]:
     def delete(index: int) -> str | None:
         pod = wanted[index]
         try:
-            lab.runtime_of(pod.node).delete(runtime.sandbox_of(pod))
+            node = lab.runtime_of(pod.node, deadline_s=DEL_DEADLINE_S)
+            node.delete(runtime.sandbox_of(pod))
         except LabFailure as error:
             return f"{pod.name}: {error}"
         return None
@@ -88,33 +91,39 @@ def agents_alive(lab: Lab) -> bool:
     return len(agents) == len(lab.plan.nodes) and all(processes.is_alive(p) for p in agents)
 
 
-def clear(root: Path, *, run_root: Path, program_root: Path) -> None:
+def clear(root: Path, *, run_root: Path, program_root: Path) -> list[str]:
     """Ends everything a lab's state file names, then removes its namespaces and files.
 
     Works without a state file too: then there are only files, since it is written first.
+
+    Returns:
+        A sentence for each process of the state file that did not end when it was asked to.
 
     Raises:
         LabFailure: a process or a namespace does not go away; the files are kept, so that it can
             be tried again.
     """
     record = state.load(root)
+    stubborn: list[str] = []
     if record is not None:
-        _end_processes(record)
+        stubborn = _end_processes(record)
         for name in record.namespaces:
             namespaces.delete(name)
         if record.made_netns_dir:
             _remove_netns_dir()
     state.remove_files(root, run_root=run_root, program_root=program_root)
+    return stubborn
 
 
-def _end_processes(record: LabState) -> None:
+def _end_processes(record: LabState) -> list[str]:
     inodes = [i for name in record.namespaces if (i := namespaces.inode(name)) is not None]
-    processes.stop(record.processes)
+    killed = processes.stop(record.processes)
     for _ in range(ROUNDS_MAX):
         processes.stop(processes.inside(inodes))
     late = processes.inside(inodes)
     if late:
         raise LabFailure(f"new processes keep appearing in lab {record.name!r}: {late[0].name}")
+    return [f"{p.name} ignored SIGTERM for {processes.TERM_DEADLINE_S:g} s" for p in killed]
 
 
 def _remove_netns_dir() -> None:
@@ -135,7 +144,7 @@ def down(
 
     Returns:
         What went wrong on the way to an end that was reached all the same: a DEL that failed, a
-        link or a route it left in a node.
+        link or a route it left in a node, a process that had to be killed.
 
     Raises:
         LabFailure: something does not go away, or another command is at work on the lab.
@@ -149,7 +158,7 @@ def down(
     elif lab.record.added:
         problems = ["an agent is not running: pods were removed without their DEL"]
     lab.progress.say("stopping processes, removing namespaces and files")
-    clear(lab.paths.root, run_root=run_root, program_root=program_root)
+    problems += clear(lab.paths.root, run_root=run_root, program_root=program_root)
     state.remove_empty_roots(run_root=run_root, program_root=program_root)
     return problems
 

@@ -149,7 +149,7 @@ def test_a_second_up_of_the_same_name_is_refused_and_changes_nothing(small):
     """One sentence with the ways out, exit 1."""
     done = lab("up")
     assert done.returncode == 1
-    assert f"lab '{NAME}' is up (2 nodes, 2 routers, 1 pods each)" in done.stderr
+    assert f"lab '{NAME}' is up (nodes: 2, routers: 2, pods on each node: 1)" in done.stderr
     assert lab("status").returncode == 0
 
 

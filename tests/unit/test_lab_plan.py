@@ -142,7 +142,7 @@ def test_resources_name_every_peer_of_every_node_and_only_the_default_beyond_poo
     assert bgp == {"importAllow": ["0.0.0.0/0", "::/0"]}
     assert [r["spec"] for r in found if r["kind"] == "IPPool"] == [
         {"cidr": "10.244.0.0/16", "blockSize": 26},
-        {"cidr": "fd44:10:244::/64", "blockSize": 122},
+        {"cidr": "fd44:10:244::/112", "blockSize": 122},
     ]
 
 
