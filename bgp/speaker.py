@@ -385,10 +385,15 @@ class Speaker:
         if before is not None:
             self._is_read_back = False
             await before.close()
+        # Before the first line of the new ExaBGP is read: a session it reports up while it is being
+        # read back is one of its own, not one that the old one took with it.
+        is_same = self._exabgp in (None, hello.exabgp)
+        if not is_same:
+            self._beliefs.exabgp_restarted(self._clock())
         self._beliefs.begin_read_back()
         reading = asyncio.create_task(conversation.run())
         try:
-            await self._read_back(conversation, hello)
+            await self._read_back(conversation, hello, is_same=is_same)
             await self._work_until_lost(conversation, reading)
         except ConversationLost:
             pass
@@ -415,11 +420,8 @@ class Speaker:
         del sentence
         self._unreadable_lines += 1
 
-    async def _read_back(self, conversation: Conversation, hello: Hello) -> None:
+    async def _read_back(self, conversation: Conversation, hello: Hello, *, is_same: bool) -> None:
         await conversation.synchronise()
-        is_same = self._exabgp in (None, hello.exabgp)
-        if not is_same:
-            self._beliefs.exabgp_restarted(self._clock())
         self._exabgp = hello.exabgp
         async with self._out_lock:
             states = api.decode_neighbors(await _lines(conversation, api.SHOW_NEIGHBORS))
