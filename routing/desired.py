@@ -18,7 +18,15 @@ from cni.podlink import GATEWAY_V4
 from routing.datastore.selector import Selector
 from routing.datastore.snapshot import BGPPeerResource, NodeResource, Snapshot
 from routing.links import LinkState, connected_link, link_of, local_addresses
-from routing.routes import Address, NextHop, Prefix, Route, RouteKey, RouteKind
+from routing.routes import (
+    Address,
+    NextHop,
+    Prefix,
+    Route,
+    RouteKey,
+    RouteKind,
+    next_hop_order,
+)
 
 AdvertisementKey = tuple[Address, Prefix]
 
@@ -77,7 +85,7 @@ def desired(inputs: Inputs) -> Desired:
         # The first kind to name a prefix keeps it: local truth is laid down before remote news.
         key = RouteKey(prefix)
         if key not in routes:
-            routes[key] = Route(key, tuple(sorted(next_hops, key=_next_hop_order)))
+            routes[key] = Route(key, tuple(sorted(next_hops, key=next_hop_order)))
             kinds[key] = kind
 
     for ifname, addresses in inputs.pod_addresses.items():
@@ -91,9 +99,9 @@ def desired(inputs: Inputs) -> Desired:
     want(IPv4Network((GATEWAY_V4, 32)), [NextHop("lo")], RouteKind.GATEWAY)
     for prefix, paths in best.items():
         hops = {
-            NextHop(ifname, path.next_hop)
+            NextHop(link, path.next_hop)
             for path in paths
-            if (ifname := connected_link(path.next_hop, inputs.links)) is not None
+            if (link := connected_link(path.next_hop, inputs.links)) is not None
         }
         want(prefix, hops, RouteKind.REMOTE)
     return Desired(
@@ -111,12 +119,6 @@ def own_blocks(blocks: Iterable[Block], node: str) -> list[Block]:
     """The confirmed blocks of ``node``, in address order; nothing else is routed or announced."""
     mine = [b for b in blocks if b.node == node and b.state is BlockState.CONFIRMED]
     return sorted(mine, key=lambda b: (b.cidr.version, int(b.cidr.network_address)))
-
-
-def _next_hop_order(hop: NextHop) -> tuple[int, int, str]:
-    if hop.gateway is None:
-        return (0, 0, hop.ifname)
-    return (hop.gateway.version, int(hop.gateway), hop.ifname)
 
 
 def host_prefix(address: Address) -> Prefix:

@@ -167,7 +167,10 @@ class Reconciler:
             except StoreError as error:
                 log.debug("store_watch_failed", error=str(error))
                 await asyncio.sleep(1.0)
+            # changed() speaks of what the last snapshot did not see; without a pass in between it
+            # would return for ever, at once.
             self.kick("store")
+            await self.next_pass()
 
     async def run_pass(self) -> bool:
         """One pass. Returns whether anything failed; never raises for a part that fails."""

@@ -36,6 +36,14 @@ class NextHop:
     gateway: Address | None = None
 
 
+def next_hop_order(hop: NextHop) -> tuple[int, int, str]:
+    """The order of a route's next hops, by address and not by text: one order everywhere, or a
+    read-back differs from what was wanted for ever."""
+    if hop.gateway is None:
+        return (0, 0, hop.ifname)
+    return (hop.gateway.version, int(hop.gateway), hop.ifname)
+
+
 @dataclass(frozen=True, slots=True)
 class RouteKey:
     """The kernel's FIB key (TOS is 0)."""

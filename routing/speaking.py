@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from bgp.paths import Advertisement, Family, Path, Peer, PeerStatus
-from routing.delta import Delta, Failure
+from bgp.speaker import AdvertisementDelta, NotSent
 from routing.routes import Address, Prefix
 
 AdvertisementKey = tuple[Address, Prefix]
@@ -34,9 +34,7 @@ class SpeakerFace(Protocol):
     async def adj_rib_out(self) -> Mapping[AdvertisementKey, Advertisement]:
         """What the speaker announces at present, by (peer, prefix)."""
 
-    async def apply(
-        self, delta: Delta[AdvertisementKey, Advertisement]
-    ) -> Sequence[Failure[AdvertisementKey]]:
+    async def apply(self, delta: AdvertisementDelta) -> Sequence[NotSent]:
         """Announces, replaces and withdraws; goes on past a failure."""
 
     async def send_end_of_rib(self, peer: Address, family: Family) -> None:

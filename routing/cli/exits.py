@@ -28,7 +28,8 @@ class Exit(click.ClickException):
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
-        self.exit_code = code
+        # click declares it on the class; ours differs from one instance to the next.
+        vars(self)["exit_code"] = code
 
     def show(self, file: object = None) -> None:
         """One line on stderr, named as the command is named."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,7 +96,7 @@ def test_ages_read_like_kubectls(seconds, text):
 )
 def test_a_bad_setting_is_refused_by_name_and_value(changes, names):
     """The sentence says which setting, which value, which rule."""
-    values = {
+    values: dict[str, Any] = {
         "node": "n1",
         "run_dir": Path("/run/x"),
         "state_dir": Path("/var/x"),

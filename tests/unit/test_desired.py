@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ def links(up: bool = True) -> dict[str, LinkState]:
 
 
 def snapshot(**changes) -> Snapshot:
-    values = {
+    values: dict[str, Any] = {
         "pools": (
             IPPoolResource(Meta("v4"), POOL, 26),
             IPPoolResource(Meta("v6"), POOL6, 122),
@@ -64,7 +65,7 @@ def snapshot(**changes) -> Snapshot:
 
 
 def inputs(**changes) -> Inputs:
-    values = {
+    values: dict[str, Any] = {
         "node": "n1",
         "snapshot": snapshot(),
         "pod_addresses": {},

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, ip_address, ip_network
+from typing import Any
 
 from bgp.paths import Path, Peer, PeerStatus, SessionState
 from cni.attachment import Attachment, PodRef
@@ -44,7 +45,7 @@ def belief(**changes) -> Belief:
             make_route(pod_prefix, NextHop("s32abc")),
         )
     }
-    values = {
+    values: dict[str, Any] = {
         "now_s": 100.0,
         "node": "n1",
         "version": "0",
@@ -57,7 +58,7 @@ def belief(**changes) -> Belief:
             },
             peers={
                 TOR: Peer(
-                    "tor", TOR, 64512, 64601, ip_address("172.30.0.1"), ip_address("172.30.0.1")
+                    "tor", TOR, 64512, 64601, ip_address("172.30.0.1"), IPv4Address("172.30.0.1")
                 )
             },
             best={REMOTE: (make_path(),)},

@@ -1,0 +1,239 @@
+"""slash32 apply, get, delete: the store's resources from the command line.
+
+An invocation is all or nothing: every file is read and judged before the store is opened, and what
+the store has to say about the whole is said inside one transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from routing.cli.exits import USAGE, Exit, errors_as_exit_codes
+from routing.cli.table import render
+from routing.datastore.documents import INPUT_MAX_BYTES, InvalidDocument, dump
+from routing.datastore.fields import Malformed, parse_cidr
+from routing.datastore.local import LocalStore
+from routing.datastore.resources import (
+    KINDS,
+    block_name,
+    kind_of,
+    parse_resources,
+    resolve_kind,
+    to_document,
+)
+from routing.datastore.snapshot import (
+    BGPConfigurationResource,
+    BGPPeerResource,
+    BlockResource,
+    InvalidResource,
+    IPPoolResource,
+    NodeResource,
+    Resource,
+)
+
+DEFAULT_STORE = "/var/lib/slash32/store.db"
+
+T = TypeVar("T")
+
+store_option = click.option(
+    "--store",
+    envvar="SLASH32_STORE",
+    default=DEFAULT_STORE,
+    show_default=True,
+    type=click.Path(),
+    help="The embedded store (also SLASH32_STORE).",
+)
+
+_HEADERS: Mapping[str, Sequence[str]] = {
+    "IPPool": ("NAME", "CIDR", "BLOCKSIZE", "DISABLED", "SELECTOR"),
+    "Node": ("NAME", "ADDRESSES", "ASN"),
+    "BGPPeer": ("NAME", "PEERIP", "ASN", "NODES", "HOLDTIME"),
+    "BGPConfiguration": ("NAME", "ASN", "LISTENPORT", "IMPORTALLOW"),
+    "Block": ("NAME", "CIDR", "POOL", "NODE", "STATE"),
+}
+
+
+@click.command()
+@click.option(
+    "-f", "--filename", "files", multiple=True, required=True, help="A YAML or JSON file, or -."
+)
+@store_option
+def apply(files: tuple[str, ...], store: str) -> None:
+    """Create or change resources: all of them, or none.
+
+    Exit codes: 0 applied, 1 changed meanwhile, 2 invalid, 3 store unreachable.
+    """
+    with errors_as_exit_codes():
+        resources = _read_files(files)
+        done = _with_store(store, lambda opened: opened.apply(resources), create=True)
+    for applied in done:
+        click.echo(f"{_reference(applied.resource)} {applied.outcome}")
+
+
+@click.command()
+@click.argument("kind")
+@click.argument("name", required=False)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json", "yaml", "name"]),
+    default="table",
+    show_default=True,
+)
+@store_option
+def get(kind: str, name: str | None, output: str, store: str) -> None:
+    """Show resources of a KIND, or the one called NAME.
+
+    Exit codes: 0 found, 1 not found, 2 usage, 3 store unreachable.
+    """
+    known = _kind(kind)
+    with errors_as_exit_codes():
+        if name is None:
+            found = _with_store(store, lambda opened: opened.list(known))
+        else:
+            wanted = _name(known, name)
+            found = [_with_store(store, lambda opened: opened.get(known, wanted))]
+    if not found and output in ("table", "name"):
+        click.echo(f"No {known} found.", err=True)
+        return
+    click.echo(_shown(known, found, output=output, is_list=name is None))
+
+
+@click.command()
+@click.argument("kind", required=False)
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("-f", "--filename", "files", multiple=True, help="A YAML or JSON file, or -.")
+@store_option
+def delete(kind: str | None, names: tuple[str, ...], files: tuple[str, ...], store: str) -> None:
+    """Delete resources by KIND and NAME, or those that files name: all of them, or none.
+
+    Exit codes: 0 deleted, 1 not found, 2 invalid or forbidden, 3 store unreachable.
+    """
+    if bool(files) == bool(kind) or (kind is not None and not names):
+        raise click.UsageError("give either KIND and NAME, or -f FILE")
+    with errors_as_exit_codes():
+        if kind is None:
+            keys = [(kind_of(each), each.meta.name) for each in _read_files(files)]
+        else:
+            known = _kind(kind)
+            keys = [(known, each) for each in dict.fromkeys(_name(known, n) for n in names)]
+        _with_store(store, lambda opened: opened.delete_all(keys))
+    for key in keys:
+        click.echo(f"{key[0].lower()}/{key[1]} deleted")
+
+
+def _with_store(
+    path: str, work: Callable[[LocalStore], Awaitable[T]], *, create: bool = False
+) -> T:
+    """Runs ``work`` on the store and closes it.
+
+    Raises:
+        StoreError: it cannot be opened, or what ``work`` raised.
+    """
+
+    async def run() -> T:
+        opened = LocalStore(path, create=create)
+        try:
+            return await work(opened)
+        finally:
+            await opened.close()
+
+    return asyncio.run(run())
+
+
+def _read_files(names: Sequence[str]) -> list[Resource]:
+    """The resources of all files. Raises InvalidResource, Exit."""
+    found: dict[tuple[str, str], Resource] = {}
+    for name in names:
+        for resource in parse_resources(_read(name), source=_source(name)):
+            key = (kind_of(resource), resource.meta.name)
+            if key in found:
+                raise InvalidResource(*key, "metadata.name", key[1], "is given in two files")
+            found[key] = resource
+    return list(found.values())
+
+
+def _source(name: str) -> str:
+    return "standard input" if name == "-" else name
+
+
+def _read(name: str) -> str:
+    """A file's text. One byte more than the limit is read, so that /dev/zero ends too."""
+    try:
+        if name == "-":
+            raw = sys.stdin.buffer.read(INPUT_MAX_BYTES + 1)
+        else:
+            with open(name, "rb") as file:
+                raw = file.read(INPUT_MAX_BYTES + 1)
+    except OSError as error:
+        raise Exit(f"cannot read {_source(name)}: {error.strerror}", USAGE) from None
+    if len(raw) > INPUT_MAX_BYTES:
+        raise InvalidDocument(_source(name), f"is larger than {INPUT_MAX_BYTES} bytes (1 MiB)")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidDocument(
+            _source(name), f"is not text in UTF-8 (at byte {error.start})"
+        ) from None
+
+
+def _kind(word: str) -> str:
+    kind = resolve_kind(word)
+    if kind is None:
+        raise Exit(f"no kind {word[:80]!r}; known: {', '.join(KINDS)}", USAGE)
+    return kind
+
+
+def _name(kind: str, name: str) -> str:
+    """The resource's name; a Block may also be called by its CIDR."""
+    if kind != "Block" or "/" not in name:
+        return name
+    try:
+        return block_name(parse_cidr(name))
+    except Malformed as error:
+        raise Exit(f"Block {name[:80]!r}: {error}", USAGE) from None
+
+
+def _reference(resource: Resource) -> str:
+    return f"{kind_of(resource).lower()}/{resource.meta.name}"
+
+
+def _shown(kind: str, found: Sequence[Resource], *, output: str, is_list: bool) -> str:
+    if output == "name":
+        return "\n".join(_reference(resource) for resource in found)
+    if output == "table":
+        return render(_HEADERS[kind], [_row(resource) for resource in found])
+    items = [to_document(resource) for resource in found]
+    document: dict[str, Any] = (
+        {"apiVersion": "v1", "kind": "List", "items": items} if is_list else items[0]
+    )
+    if output == "json":
+        return json.dumps(document, indent=2)
+    return dump([document]).removesuffix("\n")
+
+
+def _row(resource: Resource) -> list[str]:
+    name = resource.meta.name
+    match resource:
+        case IPPoolResource():
+            is_disabled = "true" if resource.disabled else "false"
+            size = f"/{resource.block_size}"
+            return [name, str(resource.cidr), size, is_disabled, resource.node_selector]
+        case NodeResource():
+            addresses = ",".join(str(each) for each in resource.addresses)
+            return [name, addresses, "" if resource.asn is None else str(resource.asn)]
+        case BGPPeerResource():
+            where = resource.node or resource.node_selector or "all()"
+            peer = str(to_document(resource)["spec"]["peerIP"])
+            return [name, peer, str(resource.asn), where, f"{resource.hold_time_s}s"]
+        case BGPConfigurationResource():
+            allow = ",".join(str(each) for each in resource.import_allow)
+            return [name, str(resource.asn), str(resource.listen_port), allow]
+        case BlockResource(block=block):
+            return [name, str(block.cidr), block.pool, block.node, block.state.value]

@@ -1,0 +1,240 @@
+"""Routes to rtnetlink messages and back. No I/O.
+
+IPv4 carries one message a route; a multipath is one attribute in it, and so it is in IPv6 dumps
+since the kernel folds siblings. A v4 prefix may have a v6 gateway (RFC 8950, RTA_VIA).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from socket import AF_INET, AF_INET6
+
+from cni import netlink as nl
+from cni.netlink import Request, attribute, attribute_u32
+from routing.routes import (
+    METRIC,
+    PROTOCOL,
+    TABLE_MAIN,
+    Address,
+    NextHop,
+    Prefix,
+    Route,
+    RouteKey,
+    next_hop_order,
+)
+
+_IndexOf = Callable[[str], int | None]
+_NameOf = Callable[[int], str | None]
+
+_VIA_FAMILY = struct.Struct("=H")
+
+_PROTOCOL_NAMES = {
+    1: "redirect",
+    2: "kernel",
+    3: "boot",
+    4: "static",
+    9: "ra",
+    11: "zebra",
+    12: "bird",
+    16: "dhcp",
+    18: "keepalived",
+    42: "babel",
+    80: "calico",
+    PROTOCOL: "slash32",
+    186: "bgp",
+    187: "isis",
+    188: "ospf",
+    189: "rip",
+    192: "eigrp",
+}
+
+
+Place = tuple[int, bytes, int]
+"""A destination as messages carry it: IP version, address bytes, prefix length."""
+
+
+def place_of(key: RouteKey) -> Place:
+    """The destination of ``key``."""
+    return (key.prefix.version, key.prefix.network_address.packed, key.prefix.prefixlen)
+
+
+class UnknownInterface(ValueError):
+    """A next hop names an interface that does not exist."""
+
+
+def protocol_name(protocol: int) -> str:
+    """A route protocol as people call it, after iproute2's rt_protos."""
+    return _PROTOCOL_NAMES.get(protocol, "unknown")
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A route of any protocol that holds, or may hold, a key."""
+
+    place: Place
+    protocol: int
+    metric: int
+    tos: int
+    body: bytes
+
+    @property
+    def is_ours(self) -> bool:
+        return self.protocol == PROTOCOL and self.metric == METRIC
+
+    def route(self, name_of: _NameOf) -> Route | None:
+        """The whole route; None when it is not ours or its interface is gone."""
+        return parse_route(self.body, name_of)
+
+
+# -- packing -----------------------------------------------------------------------------------
+
+
+def dump_body(family: int, *, protocol: int) -> bytes:
+    """The body of a RTM_GETROUTE dump of the main table; protocol 0 is every protocol's."""
+    return nl.RTMSG.pack(family, 0, 0, 0, TABLE_MAIN, protocol, 0, 0, 0)
+
+
+def new_route(route: Route, index_of: _IndexOf, flags: int) -> Request:
+    """RTM_NEWROUTE for ``route``.
+
+    Raises:
+        UnknownInterface: a next hop's interface does not exist.
+        ValueError: the key is not one we may write, or an IPv6 prefix has an IPv4 gateway.
+    """
+    _check_key(route.key)
+    prefix, hops = route.key.prefix, route.next_hops
+    kind, scope = nl.RTN_UNICAST, nl.RT_SCOPE_UNIVERSE
+    if not hops:
+        kind = nl.RTN_BLACKHOLE
+    elif all(hop.gateway is None for hop in hops):
+        # An IPv4 next hop without a gateway is on the link itself; IPv6 knows no scope here.
+        scope = nl.RT_SCOPE_LINK
+    body = _head(prefix, scope, kind)
+    if len(hops) == 1:
+        body += attribute_u32(nl.RTA_OIF, _index(hops[0], index_of))
+        body += _gateway(prefix, hops[0].gateway)
+    elif hops:
+        parts = [_multipath_part(prefix, hop, index_of) for hop in hops]
+        body += attribute(nl.RTA_MULTIPATH, b"".join(parts))
+    return Request(nl.RTM_NEWROUTE, flags, body)
+
+
+def delete_route(key: RouteKey) -> Request:
+    """RTM_DELROUTE that matches only our protocol and metric, whatever the next hops."""
+    return Request(nl.RTM_DELROUTE, 0, _head(key.prefix, nl.RT_SCOPE_NOWHERE, 0))
+
+
+def _head(prefix: Prefix, scope: int, kind: int) -> bytes:
+    family = AF_INET if prefix.version == 4 else AF_INET6
+    body = nl.RTMSG.pack(family, prefix.prefixlen, 0, 0, TABLE_MAIN, PROTOCOL, scope, kind, 0)
+    if prefix.prefixlen:
+        body += attribute(nl.RTA_DST, prefix.network_address.packed)
+    return body + attribute_u32(nl.RTA_PRIORITY, METRIC)
+
+
+def _check_key(key: RouteKey) -> None:
+    if key.metric != METRIC or key.table != TABLE_MAIN:
+        raise ValueError(
+            f"only metric {METRIC} in table {TABLE_MAIN} is ours to write, "
+            f"not metric {key.metric} in table {key.table}"
+        )
+
+
+def _index(hop: NextHop, index_of: _IndexOf) -> int:
+    ifindex = index_of(hop.ifname)
+    if ifindex is None:
+        raise UnknownInterface(f"interface {hop.ifname} does not exist")
+    return ifindex
+
+
+def _gateway(prefix: Prefix, gateway: Address | None) -> bytes:
+    if gateway is None:
+        return b""
+    if gateway.version == prefix.version:
+        return attribute(nl.RTA_GATEWAY, gateway.packed)
+    if prefix.version == 6:
+        raise ValueError(f"IPv4 gateway {gateway} for an IPv6 prefix")
+    return attribute(nl.RTA_VIA, _VIA_FAMILY.pack(AF_INET6) + gateway.packed)
+
+
+def _multipath_part(prefix: Prefix, hop: NextHop, index_of: _IndexOf) -> bytes:
+    gateway = _gateway(prefix, hop.gateway)
+    size = nl.RTNEXTHOP.size + len(gateway)
+    return nl.RTNEXTHOP.pack(size, 0, 0, _index(hop, index_of)) + gateway
+
+
+# -- parsing -----------------------------------------------------------------------------------
+
+
+def parse_holder(body: bytes) -> Holder:
+    """Destination, protocol and metric of any RTM_NEWROUTE body."""
+    family, length, _src, tos, _table, protocol, _scope, _kind, _flags = nl.RTMSG.unpack_from(body)
+    parts = nl.attributes(body, nl.RTMSG.size)
+    version, size = (4, 4) if family == AF_INET else (6, 16)
+    priority = parts.get(nl.RTA_PRIORITY)
+    return Holder(
+        place=(version, parts.get(nl.RTA_DST) or bytes(size), length),
+        protocol=protocol,
+        metric=nl.u32(priority) if priority else 0,
+        tos=tos,
+        body=body,
+    )
+
+
+def parse_route(body: bytes, name_of: _NameOf) -> Route | None:
+    """The route of one RTM_NEWROUTE body; None when it is not ours.
+
+    Also None when an interface is gone already: the kernel is taking the route away.
+    """
+    if body[5] != PROTOCOL or body[4] != TABLE_MAIN:
+        return None
+    parts = nl.attributes(body, nl.RTMSG.size)
+    priority = parts.get(nl.RTA_PRIORITY)
+    if priority is None or nl.u32(priority) != METRIC:
+        return None
+    key = RouteKey(_prefix(body[0], parts.get(nl.RTA_DST), body[1]))
+    if body[7] == nl.RTN_BLACKHOLE:
+        return Route(key, ())
+    if body[7] != nl.RTN_UNICAST:
+        return None
+    multipath = parts.get(nl.RTA_MULTIPATH)
+    found = list(_hops(multipath)) if multipath else [(parts.get(nl.RTA_OIF), parts)]
+    hops: list[NextHop] = []
+    for ifindex, attributes in found:
+        name = name_of(nl.u32(ifindex)) if ifindex else None
+        if name is None:
+            return None
+        hops.append(NextHop(name, _parse_gateway(attributes)))
+    return Route(key, tuple(sorted(hops, key=next_hop_order)))
+
+
+def _hops(multipath: bytes) -> Iterator[tuple[bytes, dict[int, bytes]]]:
+    offset = 0
+    while offset + nl.RTNEXTHOP.size <= len(multipath):
+        (length,) = _VIA_FAMILY.unpack_from(multipath, offset)
+        if length < nl.RTNEXTHOP.size or offset + length > len(multipath):
+            raise nl.MalformedMessage(f"next hop of {length} bytes at {offset}")
+        yield (
+            multipath[offset + 4 : offset + 8],
+            nl.attributes(multipath[offset + nl.RTNEXTHOP.size : offset + length]),
+        )
+        offset += (length + 3) & ~3
+
+
+def _prefix(family: int, destination: bytes | None, length: int) -> Prefix:
+    if family == AF_INET:
+        return IPv4Network((destination or bytes(4), length))
+    return IPv6Network((destination or bytes(16), length))
+
+
+def _parse_gateway(parts: dict[int, bytes]) -> Address | None:
+    packed = parts.get(nl.RTA_GATEWAY)
+    if packed is None:
+        via = parts.get(nl.RTA_VIA)
+        if via is None:
+            return None
+        packed = via[_VIA_FAMILY.size :]
+    return IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed)
