@@ -6,6 +6,7 @@ two lines of its build. What is removed is named in the state file or lives in a
 
 from __future__ import annotations
 
+import ctypes
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -129,11 +130,12 @@ def _end_processes(record: LabState) -> list[str]:
 def _remove_netns_dir() -> None:
     """Undoes what the first ``ip netns add`` of this machine did, if nobody needs it now.
 
-    umount refuses while somebody's namespace is mounted below, and rmdir while a name is left.
+    The kernel refuses umount while somebody's namespace is mounted below, and rmdir while a name
+    is left. Not by the umount program: that would leave /run/mount behind.
     """
     with suppress(OSError):
         if not any(namespaces.NETNS_DIR.iterdir()):
-            namespaces.run(["umount", str(namespaces.NETNS_DIR)], ok=(0, 1, 32))
+            ctypes.CDLL(None).umount(bytes(namespaces.NETNS_DIR))
             namespaces.NETNS_DIR.rmdir()
 
 
