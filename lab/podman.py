@@ -105,9 +105,20 @@ class Podman:
         return {row[0]: row[1] for row in rows if len(row) == 2}
 
     def run(
-        self, container: str, argv: Sequence[str], *, options: Sequence[str] = ()
+        self,
+        container: str,
+        argv: Sequence[str],
+        *,
+        network: str | None = None,
+        options: Sequence[str] = (),
     ) -> dict[str, Any]:
-        """Runs a container in the background, with more options of ``podman run`` if need be.
+        """Runs a container in the background.
+
+        Args:
+            container: its name.
+            argv: its program.
+            network: another than the usual one.
+            options: more of ``podman run``.
 
         Returns:
             The CNI result of its ADD.
@@ -117,7 +128,8 @@ class Podman:
         """
         # NET_RAW: ping needs it, and podman's default set is without.
         identity = self.podman(
-            *("run", "--detach", "--name", container, "--network", self._network),
+            *("run", "--detach", "--name", container),
+            *("--network", network or self._network),
             *("--cgroup-parent", f"/{self.enclosure.place.name}", "--cap-add", "NET_RAW"),
             *(*options, busybox_image.REFERENCE, *argv),
         ).strip()
