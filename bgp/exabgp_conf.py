@@ -64,7 +64,9 @@ def render(peers: Mapping[Address, Peer], *, python: str, bridge: str, socket_pa
         "  encoder json;\n"
         "}\n"
     )
-    bodies = [_body(address, peer) for address, peer in sorted(peers.items(), key=_by_address)]
+    # Judged before sorted: what is not an address has no order.
+    judged = {address: _body(address, peer) for address, peer in peers.items()}
+    bodies = [judged[address] for address in sorted(judged, key=_in_order)]
     digest = hashlib.sha256("".join([head, *(text for pair in bodies for text in pair)]).encode())
     mark = f"slash32-{digest.hexdigest()[:16]}"
     neighbors = "".join(
@@ -73,8 +75,8 @@ def render(peers: Mapping[Address, Peer], *, python: str, bridge: str, socket_pa
     return Conf(head + neighbors, mark)
 
 
-def _by_address(item: tuple[Address, Peer]) -> tuple[int, int]:
-    return item[0].version, int(item[0])
+def _in_order(address: Address) -> tuple[int, int]:
+    return address.version, int(address)
 
 
 def _body(address: Address, peer: Peer) -> tuple[str, str]:

@@ -1,0 +1,424 @@
+"""ExaBGP's lines, recorded from 5.0.15, and the lines we send."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+
+from bgp import exabgp_api as api
+from bgp.exabgp_api import Answered, Hello, NeighborState, ProtocolError, Text
+from bgp.judgement import NEXT_HOP_LINK_LOCAL
+from bgp.paths import (
+    Advertisement,
+    Connected,
+    EndOfRib,
+    Event,
+    Family,
+    Notification,
+    Origin,
+    RefreshEnd,
+    Rejection,
+    SessionDown,
+    SessionUp,
+    SpeakerShutdown,
+    Update,
+)
+from bgp.paths import Path as BgpPath
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "exabgp-5.0.15"
+OLD = ip_address("127.0.0.2")
+TOR = ip_address("192.0.2.2")
+BIRD = ip_address("10.255.1.2")
+
+
+def golden(name: str) -> list[str]:
+    return (GOLDEN / name).read_text().splitlines()
+
+
+def events(line: str) -> tuple[Event, ...]:
+    decoded = api.decode(line.encode())
+    assert isinstance(decoded, tuple)
+    return decoded
+
+
+def update_line(
+    *,
+    announce: object = None,
+    withdraw: object = None,
+    attribute: object = None,
+    asn: tuple[int, int] = (65001, 65000),
+) -> str:
+    """A line as ExaBGP prints it, with the parts given."""
+    update = {"attribute": attribute, "announce": announce, "withdraw": withdraw}
+    return json.dumps(
+        {
+            "exabgp": "5.0.0",
+            "type": "update",
+            "neighbor": {
+                "address": {"local": "192.0.2.1", "peer": "192.0.2.2"},
+                "asn": {"local": asn[0], "peer": asn[1]},
+                "direction": "receive",
+                "message": {"update": {k: v for k, v in update.items() if v is not None}},
+            },
+        }
+    )
+
+
+GOOD_ATTRIBUTES: dict[str, object] = {
+    "origin": "igp",
+    "as-path": {"0": {"element": "as-sequence", "value": [65000]}},
+}
+
+
+def one_route(*, nlri: str = "10.9.0.0/26", **attributes: object) -> Update:
+    """The Update of one announced route, with attributes added or (None) removed."""
+    merged = GOOD_ATTRIBUTES | {k.replace("_", "-"): v for k, v in attributes.items()}
+    line = update_line(
+        announce={"ipv4 unicast": {"192.0.2.2": [{"nlri": nlri}]}},
+        attribute={k: v for k, v in merged.items() if v is not None},
+    )
+    (event,) = events(line)
+    assert isinstance(event, Update)
+    return event
+
+
+def test_recorded_events_decode_to_what_happened() -> None:
+    """Each line recorded from ExaBGP 5.0.15 means exactly this."""
+    block = ip_network("10.244.1.64/26")
+    v6 = ip_network("2001:db8:9::/64")
+    colour = ("65001:100", "65535:65283")
+
+    expected: list[tuple[Event, ...]] = [
+        (Connected(OLD),),
+        (SessionUp(OLD),),
+        (SessionDown(OLD, api.SHUTTING_DOWN),),
+        (
+            SessionDown(
+                OLD,
+                "closing outgoing connection as we have another incoming on with higher router-id",
+            ),
+        ),
+        # Recorded between two loopback addresses, and no router forwards to one of those.
+        (
+            Update(
+                OLD,
+                rejected=tuple(
+                    Rejection(ip_network(prefix), "next-hop-loopback")
+                    for prefix in ("0.0.0.0/0", "10.244.2.0/26", "10.244.3.0/26")
+                ),
+            ),
+        ),
+        (EndOfRib(OLD, Family.IPV4),),
+        (Update(ip_address("127.0.0.1"), withdrawn=(block,)),),
+        (SpeakerShutdown(),),
+        # Two next hops for one prefix (RFC 2545): the global one is the one to use.
+        (Update(TOR, (BgpPath(TOR, v6, ip_address("2001:db8::2"), (65000,), 1, Origin.IGP),)),),
+        (),
+        (RefreshEnd(TOR, Family.IPV6),),
+        (Notification(TOR, "6/2"),),
+        (
+            Update(
+                BIRD,
+                (
+                    BgpPath(
+                        peer=BIRD,
+                        prefix=ip_network("10.9.0.0/26"),
+                        next_hop=BIRD,
+                        origin=Origin.INCOMPLETE,
+                        med=50,
+                        local_pref=250,
+                        communities=colour,
+                    ),
+                ),
+            ),
+        ),
+        (
+            Update(
+                BIRD,
+                (
+                    BgpPath(
+                        peer=BIRD,
+                        prefix=ip_network("10.9.0.0/26"),
+                        next_hop=BIRD,
+                        as_path=(65010, 65010, 65099),
+                        as_path_length=3,
+                        origin=Origin.INCOMPLETE,
+                        med=50,
+                        communities=colour,
+                    ),
+                ),
+            ),
+        ),
+    ]
+    assert [events(line) for line in golden("events.txt")] == expected
+
+
+def test_a_dump_and_an_event_of_the_same_route_are_the_same_path() -> None:
+    """Communities are spelled differently in the two; a read-back must not look like a change."""
+    recorded = [events(line)[0] for line in golden("events.txt")[-2:]]
+    from_events = {u.announced[0] for u in recorded if isinstance(u, Update)}
+    external, internal = golden("adj-rib-in.txt")[:2]
+    from_dump = {
+        api.decode_adj_rib_in(external, ebgp={BIRD: True})[1],
+        api.decode_adj_rib_in(internal, ebgp={BIRD: False})[1],
+    }
+    assert from_events == from_dump
+    assert len(from_dump) == 2
+
+
+def test_a_dumped_ipv6_route_has_lost_its_usable_next_hop() -> None:
+    """ExaBGP keeps the link-local one; the caller is told by a reason of its own."""
+    line = golden("adj-rib-in.txt")[2]
+    expected = TOR, Rejection(ip_network("2001:db8:9::/64"), NEXT_HOP_LINK_LOCAL)
+    assert expected == api.decode_adj_rib_in(line, ebgp={TOR: True})
+
+
+def test_what_is_announced_reads_back() -> None:
+    """Adj-RIB-Out lines give the peer, the prefix and the next hop on the wire."""
+    assert [
+        (TOR, Advertisement(ip_network("10.244.1.0/26"), ip_address("192.0.2.1"))),
+        (TOR, Advertisement(ip_network("fd00:1::/122"), ip_address("2001:db8::1"))),
+    ] == [api.decode_adj_rib_out(line) for line in golden("adj-rib-out.txt")]
+
+
+def test_session_states_read_back() -> None:
+    """show neighbor json: the state is the state machine's, not the word "up"."""
+    expected = NeighborState(
+        peer=TOR,
+        local_address=ip_address("192.0.2.1"),
+        is_established=True,
+        is_ebgp=True,
+        duration_s=32,
+        families=frozenset(Family),
+        has_route_refresh=True,
+    )
+    assert (expected,) == api.decode_neighbors(golden("neighbors.txt"))
+    young = golden("neighbors.txt")[0].replace('"state": "up"', '"state": "down"')
+    assert (expected,) == api.decode_neighbors([young])
+
+
+def test_the_marks_of_the_loaded_configuration_are_found() -> None:
+    """Each neighbour carries the file's mark as its description."""
+    assert {"slash32-0123456789abcdef"} == api.decode_configuration_marks(
+        golden("configuration.txt")
+    )
+    assert frozenset() == api.decode_configuration_marks([])
+
+
+def test_answers_are_told_from_events() -> None:
+    """done, error, text, and the JSON of `show` that is no event."""
+    assert api.decode(b"done") == Answered(ok=True)
+    assert api.decode(b"error") == Answered(ok=False)
+    assert api.decode(b"reload in progress") == Text("reload in progress")
+    dump = golden("adj-rib-out.txt")[0]
+    assert api.decode(dump.encode()) == Text(dump)
+
+
+def test_the_bridge_introduces_exabgp() -> None:
+    """Its greeting names the process by pid and start."""
+    line = b'{"slash32": "bridge", "pid": 7, "exabgp_pid": 5, "exabgp_start": 1234}'
+    assert api.decode(line) == Hello(bridge_pid=7, exabgp=(5, 1234))
+
+
+@pytest.mark.parametrize(
+    ("next_hop", "reason"),
+    [
+        ("no-nexthop", "no-next-hop"),
+        ("null", "no-next-hop"),
+        (str(ip_address(0)), "next-hop-unspecified"),
+        ("127.0.0.1", "next-hop-loopback"),
+        ("224.0.0.5", "next-hop-multicast"),
+        ("255.255.255.255", "next-hop-reserved"),
+        ("240.0.0.1", "next-hop-reserved"),
+        ("0.1.2.3", "next-hop-this-network"),
+        ("169.254.1.1", NEXT_HOP_LINK_LOCAL),
+        ("2001:db8::1", "next-hop-family"),
+        ("fe80::1%eth0", "next-hop-malformed"),
+        ("nonsense", "next-hop-malformed"),
+    ],
+)
+def test_an_impossible_next_hop_costs_that_route(next_hop: str, reason: str) -> None:
+    """The route is rejected by reason, and the next one is not."""
+    line = update_line(
+        announce={
+            "ipv4 unicast": {
+                next_hop: [{"nlri": "10.9.0.0/26"}],
+                "192.0.2.2": [{"nlri": "10.9.1.0/26"}],
+            }
+        },
+        attribute=GOOD_ATTRIBUTES,
+    )
+    (event,) = events(line)
+    assert isinstance(event, Update)
+    assert event.rejected == (Rejection(ip_network("10.9.0.0/26"), reason),)
+    assert [path.prefix for path in event.announced] == [ip_network("10.9.1.0/26")]
+
+
+def test_an_ipv6_route_with_only_a_link_local_next_hop_is_rejected() -> None:
+    """Which link it is local to is not in the message."""
+    line = update_line(
+        announce={"ipv6 unicast": {"fe80::1": [{"nlri": "2001:db8:9::/64"}]}},
+        attribute=GOOD_ATTRIBUTES,
+    )
+    assert events(line) == (
+        Update(TOR, rejected=(Rejection(ip_network("2001:db8:9::/64"), NEXT_HOP_LINK_LOCAL),)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [
+        ({"origin": None}, "origin-missing"),
+        ({"origin": "guess"}, "origin-malformed"),
+        ({"as_path": None}, "as-path-missing"),
+        ({"as_path": {}}, "as-path-missing"),
+        ({"as_path": [65000]}, "as-path-malformed"),
+        ({"as_path": {"0": {"element": "as-loop", "value": [1]}}}, "as-path-malformed"),
+        ({"as_path": {"x": {"element": "as-set", "value": [1]}}}, "as-path-malformed"),
+        ({"as_path": {"0": {"element": "as-set", "value": [-1]}}}, "as-path-malformed"),
+        ({"as_path": {"0": {"element": "as-set", "value": [True]}}}, "as-path-malformed"),
+        ({"med": "50"}, "med-malformed"),
+        ({"med": 2**32}, "med-malformed"),
+        ({"local_preference": 1.5}, "local-preference-malformed"),
+        ({"community": "65001:100"}, "community-malformed"),
+        ({"community": [[1, 2, 3]]}, "community-malformed"),
+        ({"community": [[1, 65536]]}, "community-malformed"),
+        ({"community": ["1:x"]}, "community-malformed"),
+    ],
+)
+def test_a_broken_attribute_rejects_the_routes_that_carry_it(
+    attributes: dict[str, object], reason: str
+) -> None:
+    """Nothing is guessed, and nothing is raised."""
+    event = one_route(**attributes)  # type: ignore[arg-type]
+    assert event.announced == ()
+    assert event.rejected == (Rejection(ip_network("10.9.0.0/26"), reason),)
+
+
+def test_an_empty_as_path_is_ordinary_within_one_as() -> None:
+    """ExaBGP leaves it out; only another AS must have put itself in."""
+    line = update_line(
+        announce={"ipv4 unicast": {"192.0.2.2": [{"nlri": "10.9.0.0/26"}]}},
+        attribute={"origin": "igp"},
+        asn=(65001, 65001),
+    )
+    (event,) = events(line)
+    assert isinstance(event, Update)
+    assert event.announced[0].as_path == ()
+
+
+def test_an_as_set_counts_once_and_is_seen_whole() -> None:
+    """Length for the decision, members for loop detection (RFC 4271 9.1.2.2 a)."""
+    event = one_route(
+        as_path={
+            "0": {"element": "as-sequence", "value": [65000, 65002]},
+            "1": {"element": "as-set", "value": [7, 8, 9]},
+        }
+    )
+    assert event.announced[0].as_path == (65000, 65002, 7, 8, 9)
+    assert event.announced[0].as_path_length == 3
+
+
+@pytest.mark.parametrize(
+    ("nlri", "rejection"),
+    [
+        ("10.9.0.1/26", Rejection(ip_network("10.9.0.0/26"), "host-bits")),
+        ("10.9.0.0/33", Rejection(None, "prefix-malformed")),
+        ("2001:db8::/64", Rejection(None, "prefix-family")),
+        ("", Rejection(None, "prefix-malformed")),
+    ],
+)
+def test_an_impossible_prefix_is_rejected(nlri: str, rejection: Rejection) -> None:
+    """A prefix with host bits is named by its network, so that what was there before goes."""
+    assert one_route(nlri=nlri).rejected == (rejection,)
+
+
+def test_a_family_we_do_not_speak_is_rejected_and_the_rest_stands() -> None:
+    """Announced or withdrawn."""
+    line = update_line(
+        announce={
+            "ipv4 flow": {"no-nexthop": [{"string": "flow"}]},
+            "ipv4 unicast": {"192.0.2.2": [{"nlri": "10.9.0.0/26"}]},
+        },
+        withdraw={"l2vpn evpn": [{}]},
+        attribute=GOOD_ATTRIBUTES,
+    )
+    (event,) = events(line)
+    assert isinstance(event, Update)
+    assert event.rejected == (Rejection(None, "unknown-family"),) * 2
+    assert len(event.announced) == 1
+
+
+def test_event_types_that_we_do_not_know_are_passed_over() -> None:
+    """A newer ExaBGP may say more; what we sent ourselves is no news either."""
+    assert events('{"exabgp": "5.1", "type": "weather", "sun": true}') == ()
+    sent = update_line(withdraw={}).replace('"receive"', '"send"')
+    assert events(sent) == ()
+
+
+def test_a_peers_free_text_cannot_drive_a_terminal() -> None:
+    """Shutdown messages (RFC 9003) are the peer's own words."""
+    line = golden("events.txt")[2].replace("shutting down", "\\u001b[2J" + "x" * 999)
+    (event,) = events(line)
+    assert isinstance(event, SessionDown)
+    assert "\x1b" not in event.reason
+    assert len(event.reason) == api.MAX_REASON_CHARACTERS
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"exabgp": ',
+        b'{"exabgp": "5", "type": "state"}',
+        b'{"exabgp": "5", "type": "state", "neighbor": []}',
+        b'{"exabgp": "5", "type": "state", "neighbor": {"address": {"peer": "x"}}}',
+        b'{"exabgp": "5", "type": "state", "neighbor": {"address": {"peer": "fe80::1%x"}}}',
+        b'{"exabgp":"5","type":"state","neighbor":{"address":{"peer":"::1"},"state":"asleep"}}',
+        b'{"slash32": "bridge", "pid": "7"}',
+        b"\xff\xfe",
+        b'{"exabgp": ' + b"[" * 100_000,
+        b" " * (api.MAX_LINE_BYTES + 1),
+    ],
+)
+def test_what_is_not_the_language_is_one_error(line: bytes) -> None:
+    """Each is a ProtocolError with a sentence, even a million brackets."""
+    with pytest.raises(ProtocolError) as caught:
+        api.decode(line)
+    assert len(str(caught.value)) < 300
+
+
+def test_commands_are_exactly_these_lines() -> None:
+    """What ExaBGP is told, word for word."""
+    block = ip_network("10.244.1.64/26")
+    block6 = ip_network("fd00:10:1::40/122")
+    hop6 = ip_address("2001:db8::1")
+    expected = [
+        "neighbor 192.0.2.2 announce route 10.244.1.64/26 next-hop self",
+        "neighbor 192.0.2.2 announce route fd00:10:1::40/122 next-hop 2001:db8::1",
+        "neighbor 192.0.2.2 withdraw route 10.244.1.64/26",
+        "neighbor 192.0.2.2 announce eor ipv6 unicast",
+        "neighbor 192.0.2.2 announce route-refresh ipv6 unicast",
+    ]
+    assert expected == [
+        api.announce(TOR, Advertisement(block)),
+        api.announce(TOR, Advertisement(block6, hop6)),
+        api.withdraw(TOR, block),
+        api.end_of_rib(TOR, Family.IPV6),
+        api.route_refresh(TOR, Family.IPV6),
+    ]
+
+
+def test_a_next_hop_of_the_other_family_is_refused() -> None:
+    """ExaBGP would send it, and no router could use it."""
+    with pytest.raises(ProtocolError, match="another family"):
+        api.announce(TOR, Advertisement(ip_network("10.0.0.0/26"), ip_address("2001:db8::1")))
+
+
+def test_free_text_behind_an_address_never_becomes_a_command() -> None:
+    """Python takes anything for an IPv6 scope, a newline and another command included."""
+    hostile = ip_address("fe80::1%x announce eor\nshutdown")
+    with pytest.raises(ProtocolError, match="scope"):
+        api.withdraw(hostile, ip_network("10.0.0.0/26"))
