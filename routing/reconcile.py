@@ -144,7 +144,10 @@ class Reconciler:
                 ceiling = min(BACKOFF_FIRST_S * 2 ** (failures_in_row - 1), BACKOFF_MAX_S)
                 wait_s = ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
             try:
-                await asyncio.wait_for(self._kicked.wait(), wait_s)
+                # Not wait_for: Python 3.11's loses a cancellation that meets the result, and the
+                # agent would then ignore SIGTERM.
+                async with asyncio.timeout(wait_s):
+                    await self._kicked.wait()
                 await asyncio.sleep(COALESCE_S)
             except TimeoutError:
                 self._repair_due = self._repair_due or not failures_in_row
