@@ -1,0 +1,284 @@
+"""Three nodes on one store, every store call stopped and let go by hand, against a naive model.
+
+Each store call of each node waits until the machine releases it: as it is, refused, lost to a
+race, or done with its answer lost. Agents are killed at any such point and come back with nothing
+but the kernel's live set. The model is a dict: address -> who holds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from ipaddress import ip_network
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from cni.attachment import Address, Attachment
+from cni.ipam.allocator import Allocator, NoAddress
+from cni.ipam.block import BlockState, BlockStoreError
+from cni.ipam.pool import IPPool
+from routing.datastore.snapshot import (
+    AlreadyExists,
+    Conflict,
+    IPPoolResource,
+    Meta,
+    StoreError,
+)
+from tests.fakes.store import FakeDatastore, Fault, Held
+
+RAN = {"assigned": 0, "released": 0, "crashed": 0, "faults": 0, "given_back": 0, "examples": 0}
+FLOOR = {"assigned": 300, "released": 60, "crashed": 60, "faults": 200, "given_back": 5}
+
+NODES = ("node-a", "node-b", "node-c")
+COOLDOWN_S = 10.0
+POOLS = [
+    IPPool("four", ip_network("10.0.0.0/28"), 30),
+    IPPool("six", ip_network("fd00::/124"), 126),
+]
+TURNS = 15
+"""Turns of the loop after which every task waits at a store call or has ended."""
+
+nodes = st.sampled_from(NODES)
+pods = st.integers(0, 5)
+
+
+class Node:
+    """One node's agent, and what its kernel remembers."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.allocator: Allocator | None = None
+        self.live: dict[Attachment, tuple[Address, ...]] = {}
+        self.tasks: dict[asyncio.Task[Any], Attachment | None] = {}
+
+    def pod(self, number: int) -> Attachment:
+        return Attachment("net", f"{self.name}-{number}", "eth0")
+
+
+class IpamMachine(RuleBasedStateMachine):
+    """The rules; each ends with the loop idle and the results compared with the model."""
+
+    @initialize()
+    def build(self) -> None:
+        """A store with two pools of four blocks of four addresses, and three nodes."""
+        RAN["examples"] += 1
+        self.now_s = 0.0
+        self.loop = asyncio.new_event_loop()
+        self.store = FakeDatastore(
+            *(IPPoolResource(Meta(p.name), p.cidr, p.block_size) for p in POOLS)
+        )
+        self.store.hold = True
+        self.nodes = {name: Node(name) for name in NODES}
+        self.holders: dict[Address, Attachment] = {}
+        self.released_s: dict[Address, float] = {}
+        self.owners: dict[str, str] = {}
+        self.old_blocks = [self.store.blocks]
+        for node in self.nodes.values():
+            self.start(node)
+
+    def start(self, node: Node) -> None:
+        """A new agent: it has the kernel's live set, and asks the store."""
+        node.allocator = Allocator(
+            node.name, self.store, lambda: POOLS, lambda: self.now_s, cooldown_s=COOLDOWN_S
+        )
+        for attachment, addresses in node.live.items():
+            node.allocator.adopt(attachment, addresses)
+        self.spawn(node, node.allocator.refresh(), None)
+
+    def spawn(self, node: Node, work: Coroutine[Any, Any, Any], pod: Attachment | None) -> None:
+        node.tasks[self.loop.create_task(work, name=node.name)] = pod
+        self.settle()
+
+    def settle(self) -> None:
+        """Runs until all wait, and takes what has ended."""
+
+        async def turns() -> None:
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+
+        self.loop.run_until_complete(turns())
+        for node in self.nodes.values():
+            for task in [task for task in node.tasks if task.done()]:
+                self.harvest(node, task, node.tasks.pop(task))
+
+    def harvest(self, node: Node, task: asyncio.Task[Any], pod: Attachment | None) -> None:
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            assert isinstance(error, NoAddress | BlockStoreError), repr(error)
+        elif pod is not None:
+            self.check_assigned(node, pod, task.result())
+        elif isinstance(task.result(), list):
+            RAN["given_back"] += len(task.result())
+
+    def check_assigned(self, node: Node, pod: Attachment, addresses: tuple[Address, ...]) -> None:
+        """What was given out is new, ours, confirmed, rested, and of both families."""
+        if pod in node.live:
+            assert addresses == node.live[pod]
+            return
+        RAN["assigned"] += 1
+        assert [address.version for address in addresses] == [4, 6]
+        for address in addresses:
+            assert address not in self.holders, f"{address} twice\n{self.store.render()}"
+            owner = [
+                block
+                for block in self.store.blocks
+                if block.cidr.version == address.version and address in block.cidr
+            ]
+            assert [(b.node, b.state) for b in owner] == [(node.name, BlockState.CONFIRMED)]
+            if address in self.released_s:
+                assert self.now_s - self.released_s[address] >= COOLDOWN_S
+            self.holders[address] = pod
+        node.live[pod] = addresses
+
+    # -- rules -----------------------------------------------------------------------------
+
+    @rule(name=nodes, number=pods)
+    def assign(self, name: str, number: int) -> None:
+        """A pod is added, perhaps twice at once."""
+        node = self.nodes[name]
+        pod = node.pod(number)
+        assert node.allocator is not None
+        self.spawn(node, node.allocator.assign(pod), pod)
+
+    @rule(name=nodes, number=pods)
+    def release(self, name: str, number: int) -> None:
+        """A pod goes; not while its ADD runs (the CNI server locks an attachment)."""
+        node = self.nodes[name]
+        pod = node.pod(number)
+        assert node.allocator is not None
+        if pod in node.tasks.values():
+            return
+        addresses = node.live.pop(pod, ())
+        assert node.allocator.release(pod) == addresses
+        RAN["released"] += len(addresses)
+        for address in addresses:
+            del self.holders[address]
+            self.released_s[address] = self.now_s
+
+    @rule(name=nodes, age=st.integers(0, 3))
+    def refresh(self, name: str, age: int) -> None:
+        """The hub hands in a snapshot, perhaps an old one."""
+        node = self.nodes[name]
+        assert node.allocator is not None
+        blocks = self.old_blocks[max(0, len(self.old_blocks) - 1 - age)]
+        self.spawn(node, node.allocator.refresh(blocks), None)
+
+    @rule(name=nodes)
+    def give_back(self, name: str) -> None:
+        """The hub asks for empty blocks to be released."""
+        node = self.nodes[name]
+        assert node.allocator is not None
+        self.spawn(node, node.allocator.release_empty_blocks(), None)
+
+    @precondition(lambda self: self.store.held)
+    @rule(index=st.integers(0, 50), turns=st.integers(1, 4))
+    def go_on(self, index: int, turns: int) -> None:
+        """Store calls happen, in an order nobody chose."""
+        for offset in range(turns):
+            if self.store.held:
+                self.let_go(self.store.held[(index + offset) % len(self.store.held)], Fault())
+
+    @precondition(lambda self: self.store.held)
+    @rule(index=st.integers(0, 50), how=st.sampled_from(["fail", "conflict", "lost answer"]))
+    def go_wrong(self, index: int, how: str) -> None:
+        """A store call fails, loses a race, or happens without its caller learning of it."""
+        RAN["faults"] += 1
+        held = self.store.held[index % len(self.store.held)]
+        is_read = held.operation == "list_blocks"
+        if how == "conflict" and not is_read:
+            kind = AlreadyExists if held.operation == "create_block" else Conflict
+            self.let_go(held, Fault(lambda: kind("raced")))
+        else:
+            self.let_go(held, Fault(lambda: StoreError("away"), after_commit=how == "lost answer"))
+
+    @rule(name=nodes)
+    def crash(self, name: str) -> None:
+        """kill -9 at whatever point it is; the kernel's live set stays."""
+        RAN["crashed"] += 1
+        node = self.nodes[name]
+        for task in node.tasks:
+            task.cancel()
+        self.settle()
+        # Without the cool-down file (which has its own clock) releases are forgotten.
+        blocks = [block.cidr for block in self.store.blocks if block.node == name]
+        for address in list(self.released_s):
+            if any(address.version == c.version and address in c for c in blocks):
+                del self.released_s[address]
+        self.start(node)
+
+    @rule(seconds=st.integers(1, 12))
+    def wait(self, seconds: int) -> None:
+        """Time passes."""
+        self.now_s += seconds
+
+    @invariant()
+    def every_block_has_one_owner(self) -> None:
+        """A block never changes hands; giving it back and claiming it makes another (uid)."""
+        if not hasattr(self, "store"):
+            return
+        for block in self.store.blocks:
+            assert self.owners.setdefault(block.uid, block.node) == block.node
+        if self.store.blocks != self.old_blocks[-1]:
+            self.old_blocks.append(self.store.blocks)
+
+    @invariant()
+    def holders_agree_with_the_model(self) -> None:
+        """holder() and addresses() say what the model says."""
+        for node in getattr(self, "nodes", {}).values():
+            for pod, addresses in node.live.items():
+                assert node.allocator.addresses(pod) == addresses
+                assert all(node.allocator.holder(address) == pod for address in addresses)
+
+    def let_go(self, held: Held, fault: Fault) -> None:
+        held.release(fault)
+        self.settle()
+
+    def teardown(self) -> None:
+        """Quiet again, everything heals: no block leaked, and every node can add a pod."""
+        if not hasattr(self, "loop"):
+            return
+        try:
+            self.finish()
+            for node in self.nodes.values():
+                for number in range(6):
+                    self.release(node.name, number)
+            self.now_s += COOLDOWN_S
+            for _ in range(5):
+                for node in self.nodes.values():
+                    self.give_back(node.name)
+                    self.finish()
+                    self.refresh(node.name, 0)
+                    self.finish()
+            for name in NODES:
+                self.assign(name, 0)
+                self.finish()
+            assert len(self.holders) == 2 * len(NODES), self.store.render()
+            assert {b.state for b in self.store.blocks} == {BlockState.CONFIRMED}
+            assert len(self.store.blocks) == 2 * len(NODES), self.store.render()
+            assert not any(n.allocator and n.allocator.problems() for n in self.nodes.values())
+        finally:
+            for node in self.nodes.values():
+                for task in node.tasks:
+                    task.cancel()
+            self.settle()
+            self.loop.close()
+
+    def finish(self) -> None:
+        """Lets every call happen until nobody waits."""
+        while self.store.held:
+            self.let_go(self.store.held[0], Fault())
+        self.every_block_has_one_owner()
+
+
+IpamMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
+TestIpamMachine = IpamMachine.TestCase
+
+
+def test_enough_rules_ran():
+    """A machine that only ever waited proves nothing."""
+    assert all(RAN[what] >= least for what, least in FLOOR.items()), RAN
