@@ -4,10 +4,11 @@ Every method is one transaction: rules are checked inside it, against the state 
 an error rolls all of it back. The resource version is one counter for the whole store, bumped by
 every write, so a version never comes back, not even for a resource deleted and made again.
 
-Methods are async to keep the protocol, but the SQLite calls run inline: they take well under a
-millisecond (a commit, one fsync), less than handing them to a thread. The one wait that can be
-long, for another process's write lock, is not inside SQLite (its busy handler would stop the event
-loop, and the BGP session with it): the transaction is tried again every 10 ms for up to 5 s.
+Methods are async to keep the protocol, but the SQLite calls run inline: a read takes well under a
+millisecond, a commit about ten (its fsyncs), and agents commit only to claim a block or give one
+back. The one wait that can be long, for another process's lock, is not inside SQLite (its busy
+handler would stop the event loop, and the BGP session with it): the transaction is tried again
+every 10 ms for up to 5 s.
 
 Watching is polling ``PRAGMA data_version`` every 0.1 s, which costs microseconds and counts
 commits; inotify would tell of page writes.
@@ -25,6 +26,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
+
+import structlog
 
 from cni.ipam.block import Block, BlockConflict, BlockExists, BlockStoreError
 from routing.datastore.database import Busy, Database
@@ -52,6 +55,8 @@ from routing.datastore.snapshot import (
     Snapshot,
     StoreError,
 )
+
+log = structlog.get_logger("routing.datastore")
 
 POLL_S = 0.1
 """How often changed() looks."""
@@ -140,6 +145,8 @@ class LocalStore:
             try:
                 if self._mark() != self._seen:
                     return
+            except Busy:
+                log.debug("store_busy", path=str(self._path))
             except StoreError:
                 await asyncio.sleep(POLL_S)
                 raise

@@ -1,0 +1,372 @@
+"""FakeDatastore: the Datastore in memory, with switches for everything that goes wrong with one.
+
+It holds real state under real compare-and-swap; the contract suite runs on it and on LocalStore.
+
+Switches, each for the next call(s) of one operation (``"*"`` is any):
+    fail_next            nothing happens, StoreError
+    conflict_next        nothing happens, Conflict (AlreadyExists for create)
+    timeout_after_commit it happens, and StoreError says that nobody knows
+    slow_next            the loop turns N times before it happens
+    stale_reads          reads answer with the state before the last write
+    hold                 calls wait in ``held`` until ``Held.release()`` (for interleaving)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import count
+
+from cni.ipam.block import Block, BlockConflict, BlockExists, BlockStoreError
+from routing.datastore.resources import block_name, block_resource, kind_of, spec_of, with_meta
+from routing.datastore.rules import check_deleted, check_written
+from routing.datastore.snapshot import (
+    AlreadyExists,
+    BGPConfigurationResource,
+    BGPPeerResource,
+    BlockResource,
+    Conflict,
+    IPPoolResource,
+    NodeResource,
+    NotFound,
+    Resource,
+    Snapshot,
+    StoreError,
+)
+
+Key = tuple[str, str]
+State = dict[Key, Resource]
+Resources = list[Resource]
+Blocks = list[Block]
+
+OPERATIONS = (
+    "snapshot",
+    "get",
+    "list",
+    "create",
+    "update",
+    "delete",
+    "list_blocks",
+    "create_block",
+    "update_block",
+    "delete_block",
+)
+
+
+@dataclass(slots=True)
+class Fault:
+    """What happens to one call."""
+
+    error: Callable[[], StoreError] | None = None
+    after_commit: bool = False
+    turns: int = 0
+
+
+@dataclass(slots=True)
+class Held:
+    """A call that waits: which operation, by whom, and the ways to let it go on."""
+
+    operation: str
+    caller: str
+    gate: asyncio.Future[Fault]
+
+    def release(self, fault: Fault | None = None) -> None:
+        """Lets the call happen, with a fault if one is given."""
+        if not self.gate.done():
+            self.gate.set_result(fault or Fault())
+
+
+class FakeDatastore:
+    """A cluster's state in a dict. Calls are counted by operation in ``calls``."""
+
+    def __init__(self, *resources: Resource) -> None:
+        self.calls: dict[str, int] = defaultdict(int)
+        self.held: list[Held] = []
+        self.hold = False
+        self._faults: dict[str, deque[Fault]] = defaultdict(deque)
+        self._state: State = {}
+        self._before: State = {}
+        self._stale = 0
+        self._versions = count(1)
+        self._uids = count(1)
+        self._written = 0
+        self._seen: int | None = None
+        self._changes = asyncio.Event()
+        for resource in resources:
+            self._insert(resource)
+
+    # -- switches --------------------------------------------------------------------------
+
+    def fail_next(self, operation: str, *, times: int = 1, error: str = "unreachable") -> None:
+        """The next calls fail and change nothing."""
+        for _ in range(times):
+            self._arm(operation, Fault(lambda: StoreError(f"fake store: {error}")))
+
+    def conflict_next(self, operation: str, *, times: int = 1) -> None:
+        """The next calls lose a race: AlreadyExists for a create, Conflict otherwise."""
+        kind = AlreadyExists if operation.startswith("create") else Conflict
+        for _ in range(times):
+            self._arm(operation, Fault(lambda: kind("fake store: somebody was faster")))
+
+    def timeout_after_commit(self, operation: str, *, times: int = 1) -> None:
+        """The next calls happen, but their answers are lost."""
+        for _ in range(times):
+            self._arm(
+                operation, Fault(lambda: StoreError("fake store: timed out"), after_commit=True)
+            )
+
+    def slow_next(self, operation: str, turns: int) -> None:
+        """The next call lets the event loop turn so many times before it happens."""
+        self._arm(operation, Fault(turns=turns))
+
+    def stale_reads(self, times: int) -> None:
+        """The next reads answer with the state before the last write."""
+        self._stale = times
+
+    def _arm(self, operation: str, fault: Fault) -> None:
+        if operation != "*" and operation not in OPERATIONS:
+            raise ValueError(f"no operation {operation!r}")
+        self._faults[operation].append(fault)
+
+    # -- the truth, for tests --------------------------------------------------------------
+
+    @property
+    def resources(self) -> Resources:
+        """Everything stored, by kind and name."""
+        return [self._state[key] for key in sorted(self._state)]
+
+    @property
+    def blocks(self) -> Blocks:
+        """Every block stored."""
+        return [r.block for r in self.resources if isinstance(r, BlockResource)]
+
+    def remove(self, kind: str, name: str) -> None:
+        """Takes a resource away without asking any rule, as an operator's accident would."""
+        self._commit({key: r for key, r in self._state.items() if key != (kind, name)})
+
+    def render(self) -> str:
+        """The state as text, one resource a line, for failure messages."""
+        return "\n".join(
+            f"{kind_of(r)} {r.meta.name} v{r.meta.resource_version} {spec_of(r)}"
+            for r in self.resources
+        )
+
+    # -- Datastore -------------------------------------------------------------------------
+
+    async def snapshot(self) -> Snapshot:
+        async with self._call("snapshot"):
+            resources = self._read().values()
+            self._seen = self._written
+            configuration = next(
+                (r for r in resources if isinstance(r, BGPConfigurationResource)), None
+            )
+            ordered = sorted(resources, key=lambda r: r.meta.name)
+            found = Snapshot(
+                pools=tuple(r for r in ordered if isinstance(r, IPPoolResource)),
+                nodes=tuple(r for r in ordered if isinstance(r, NodeResource)),
+                peers=tuple(r for r in ordered if isinstance(r, BGPPeerResource)),
+                blocks=tuple(r.block for r in ordered if isinstance(r, BlockResource)),
+                in_sync=True,
+            )
+            return found if configuration is None else replace(found, bgp=configuration)
+
+    async def changed(self) -> None:
+        while self._seen is not None and self._seen == self._written:
+            self._changes.clear()
+            await self._changes.wait()
+
+    async def get(self, kind: str, name: str) -> Resource:
+        async with self._call("get"):
+            return self._existing(self._read(), (kind, name))
+
+    async def list(self, kind: str) -> Resources:
+        async with self._call("list"):
+            return self._listed(kind)
+
+    async def create(self, resource: Resource) -> Resource:
+        async with self._call("create"):
+            return self._insert(resource)
+
+    async def update(self, resource: Resource) -> Resource:
+        async with self._call("update"):
+            return self._replace(resource)
+
+    async def delete(
+        self, kind: str, name: str, *, resource_version: str | None = None, uid: str | None = None
+    ) -> None:
+        async with self._call("delete"):
+            self._delete(kind, name, resource_version, uid)
+
+    async def close(self) -> None:
+        """Nothing is held open."""
+
+    # -- BlockStore ------------------------------------------------------------------------
+
+    async def list_blocks(self) -> Blocks:
+        with _block_errors():
+            async with self._call("list_blocks"):
+                return [r.block for r in self._listed("Block") if isinstance(r, BlockResource)]
+
+    async def create_block(self, block: Block) -> Block:
+        with _block_errors():
+            async with self._call("create_block"):
+                return _block(self._insert(block_resource(block)))
+
+    async def update_block(self, block: Block) -> Block:
+        with _block_errors():
+            async with self._call("update_block"):
+                return _block(self._replace(block_resource(block)))
+
+    async def delete_block(self, block: Block) -> None:
+        with _block_errors():
+            async with self._call("delete_block"):
+                self._delete(
+                    "Block", block_name(block.cidr), block.resource_version, block.uid or None
+                )
+
+    # -- inside ----------------------------------------------------------------------------
+
+    def _call(self, operation: str) -> _Call:
+        self.calls[operation] += 1
+        return _Call(self, operation)
+
+    def next_fault(self, operation: str) -> Fault:
+        """The fault armed for this call, if any (used by the call itself)."""
+        for name in (operation, "*"):
+            if self._faults[name]:
+                return self._faults[name].popleft()
+        return Fault()
+
+    def _read(self) -> State:
+        if self._stale > 0:
+            self._stale -= 1
+            return self._before
+        return self._state
+
+    def _listed(self, kind: str) -> Resources:
+        state = self._read()
+        return [state[key] for key in sorted(state) if key[0] == kind]
+
+    @staticmethod
+    def _existing(state: State, key: Key) -> Resource:
+        if key not in state:
+            raise NotFound(f"{key[0]} {key[1]!r} was not found")
+        return state[key]
+
+    def _insert(self, resource: Resource) -> Resource:
+        key = (kind_of(resource), resource.meta.name)
+        if key in self._state:
+            raise AlreadyExists(f"{key[0]} {key[1]!r} exists already")
+        stored = with_meta(
+            resource,
+            resource_version=str(next(self._versions)),
+            uid=f"uid-{next(self._uids)}",
+            generation=1,
+        )
+        self._judge_and_commit(key, None, stored)
+        return stored
+
+    def _replace(self, resource: Resource) -> Resource:
+        key = (kind_of(resource), resource.meta.name)
+        old = self._existing(self._state, key)
+        _check(old, resource.meta.resource_version, resource.meta.uid or None)
+        kept = old.meta
+        same = with_meta(
+            resource,
+            resource_version=kept.resource_version,
+            uid=kept.uid,
+            generation=kept.generation,
+        )
+        if same == old:
+            return old
+        stored = with_meta(
+            resource,
+            resource_version=str(next(self._versions)),
+            uid=kept.uid,
+            generation=kept.generation + (spec_of(old) != spec_of(resource)),
+        )
+        self._judge_and_commit(key, old, stored)
+        return stored
+
+    def _delete(self, kind: str, name: str, resource_version: str | None, uid: str | None) -> None:
+        old = self._existing(self._state, (kind, name))
+        _check(old, resource_version, uid)
+        after = {key: r for key, r in self._state.items() if key != (kind, name)}
+        check_deleted(
+            old, blocks=lambda: [r for r in after.values() if isinstance(r, BlockResource)]
+        )
+        self._commit(after)
+
+    def _judge_and_commit(self, key: Key, old: Resource | None, new: Resource) -> None:
+        after = self._state | {key: new}
+        check_written(
+            old, new, pools=lambda: [r for r in after.values() if isinstance(r, IPPoolResource)]
+        )
+        self._commit(after)
+
+    def _commit(self, after: State) -> None:
+        self._before, self._state = self._state, after
+        self._written += 1
+        self._changes.set()
+
+
+class _Call:
+    """One call: waits if held, then applies its fault before or after the body."""
+
+    def __init__(self, store: FakeDatastore, operation: str) -> None:
+        self._store = store
+        self._operation = operation
+        self._fault = Fault()
+
+    async def __aenter__(self) -> None:
+        self._fault = self._store.next_fault(self._operation)
+        if self._store.hold:
+            task = asyncio.current_task()
+            held = Held(
+                self._operation,
+                "" if task is None else task.get_name(),
+                asyncio.get_running_loop().create_future(),
+            )
+            self._store.held.append(held)
+            try:
+                given = await held.gate
+            finally:
+                self._store.held.remove(held)
+            if given.error is not None:
+                self._fault = given
+        for _ in range(self._fault.turns):
+            await asyncio.sleep(0)
+        if self._fault.error is not None and not self._fault.after_commit:
+            raise self._fault.error()
+
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        if error is None and self._fault.error is not None:
+            raise self._fault.error()
+
+
+def _check(stored: Resource, resource_version: str | None, uid: str | None) -> None:
+    if uid is not None and uid != stored.meta.uid:
+        raise Conflict(f"{stored.meta.name!r} is another object now")
+    if resource_version is not None and resource_version != stored.meta.resource_version:
+        raise Conflict(f"{stored.meta.name!r} changed meanwhile")
+
+
+def _block(resource: Resource) -> Block:
+    if not isinstance(resource, BlockResource):
+        raise TypeError(f"{resource!r} is not a Block")
+    return resource.block
+
+
+@contextmanager
+def _block_errors() -> Iterator[None]:
+    try:
+        yield
+    except AlreadyExists as error:
+        raise BlockExists(str(error)) from None
+    except (Conflict, NotFound) as error:
+        raise BlockConflict(str(error)) from None
+    except StoreError as error:
+        raise BlockStoreError(str(error)) from None
