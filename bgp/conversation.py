@@ -119,7 +119,9 @@ class Conversation:
             bits = tuple((number >> place) & 1 for place in range(PROBE_BITS))
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._probe = bits, done
-            self._send([RESET, *(PROBE_ONE if bit else PROBE_ZERO for bit in bits)])
+            # One command more at the front: its answer takes with it any text that is left over.
+            digits = [PROBE_ONE if bit else PROBE_ZERO for bit in bits]
+            self._send([RESET, PROBE_ZERO, *digits])
             await self._patiently(done)
             self._partial = Answer()
 

@@ -1,0 +1,368 @@
+"""What is believed of sessions: events, read-backs, staleness, completeness. No clock but ours."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from bgp.exabgp_api import SHUTTING_DOWN, NeighborState
+from bgp.judgement import NEXT_HOP_LINK_LOCAL
+from bgp.paths import (
+    Address,
+    Connected,
+    EndOfRib,
+    Family,
+    Notification,
+    Path,
+    Prefix,
+    RefreshEnd,
+    Rejection,
+    SessionDown,
+    SessionState,
+    SessionUp,
+    SpeakerShutdown,
+    Update,
+)
+from bgp.sessions import (
+    END_OF_RIB_WAIT_S,
+    MAX_REJECTIONS,
+    QUIET_S,
+    REFRESH_QUIET_S,
+    RESTART_HOLD_S,
+    RejectedRoute,
+    Sessions,
+)
+
+ONE, TWO = ip_address("192.0.2.1"), ip_address("192.0.2.2")
+US = ip_address("192.0.2.254")
+A, B = ip_network("10.9.0.0/26"), ip_network("10.9.1.0/26")
+SIX = ip_network("2001:db8:9::/64")
+BOTH = frozenset(Family)
+
+
+def path(peer: Address, prefix: Prefix, med: int | None = None) -> Path:
+    return Path(peer, prefix, ip_address("2001:db8::1") if prefix == SIX else peer, med=med)
+
+
+def state(
+    peer: Address, *, duration_s: int = 1000, is_up: bool = True, families: frozenset[Family] = BOTH
+) -> NeighborState:
+    return NeighborState(peer, US, is_up, True, duration_s, families, True)
+
+
+def read_back(
+    sessions: Sessions,
+    states: list[NeighborState],
+    dump: list[Path | Rejection] | None = None,
+    *,
+    owner: Address = ONE,
+    is_same: bool = True,
+    now_s: float = 0.0,
+) -> set[tuple[Address, Family]]:
+    """A read-back during which nothing happened."""
+    sessions.begin_read_back()
+    entries = [(owner if isinstance(e, Rejection) else e.peer, e) for e in dump or []]
+    return sessions.read_back(states, entries, is_same_exabgp=is_same, now_s=now_s)
+
+
+def fresh(now_s: float = 0.0) -> Sessions:
+    """Read back from an ExaBGP whose two sessions have not come up yet."""
+    sessions = Sessions()
+    read_back(sessions, [state(ONE, is_up=False), state(TWO, is_up=False)], now_s=now_s)
+    return sessions
+
+
+def test_only_up_is_established() -> None:
+    """connected comes several times before a session, with a down after each."""
+    sessions = fresh()
+    for event in (Connected(ONE), SessionDown(ONE, "collision"), Connected(ONE)):
+        assert sessions.event(event, 1.0) is None
+        assert not sessions.is_established(ONE)
+    assert sessions.event(SessionUp(ONE), 2.0) == f"session_up:{ONE}"
+    status = sessions.statuses()[ONE]
+    assert (status.state, status.since_s, status.flaps) == (SessionState.ESTABLISHED, 2.0, 0)
+
+
+def test_a_session_that_ends_takes_its_paths_and_its_end_of_rib() -> None:
+    """At once; the other peer's stay."""
+    sessions = fresh()
+    for peer in (ONE, TWO):
+        sessions.event(SessionUp(peer), 1.0)
+        sessions.event(Update(peer, (path(peer, A),)), 2.0)
+        sessions.event(EndOfRib(peer, Family.IPV4), 2.0)
+    assert sessions.event(SessionDown(ONE, "hold timer"), 3.0) == f"session_down:{ONE}"
+    assert set(sessions.rib.paths()) == {(TWO, A)}
+    status = sessions.statuses()[ONE]
+    assert (status.flaps, status.last_reason, status.end_of_rib) == (1, "hold timer", set())
+    assert sessions.statuses()[TWO].end_of_rib == {Family.IPV4}
+
+
+def test_a_notification_is_kept_for_people() -> None:
+    """It changes nothing else."""
+    sessions = fresh()
+    assert sessions.event(Notification(ONE, "6/2 maintenance"), 1.0) is None
+    assert sessions.event(Notification(None, "?"), 1.0) is None
+    assert sessions.statuses()[ONE].last_reason == "6/2 maintenance"
+
+
+def test_complete_means_end_of_rib_of_every_negotiated_family() -> None:
+    """Families the peer does not speak are not waited for."""
+    sessions = fresh()
+    sessions.event(SessionUp(ONE), 1.0)
+    sessions.event(EndOfRib(ONE, Family.IPV4), 1.1)
+    assert not sessions.is_complete(ONE, 1.2)
+    assert sessions.lacks_negotiated()
+    sessions.correct_states([state(ONE, families=frozenset({Family.IPV4}))])
+    assert not sessions.lacks_negotiated()
+    assert sessions.is_complete(ONE, 1.2)
+    sessions.event(SessionDown(ONE, "gone"), 2.0)
+    assert not sessions.is_complete(ONE, 999.0)
+    assert not sessions.is_complete(ip_address("192.0.2.99"), 999.0)
+
+
+def test_an_old_and_quiet_session_is_complete_without_end_of_rib() -> None:
+    """A peer need not send any; but while it talks or is young, we wait."""
+    sessions = fresh()
+    sessions.event(SessionUp(ONE), 0.0)
+    sessions.correct_states([state(ONE)])
+    assert not sessions.is_complete(ONE, END_OF_RIB_WAIT_S - 0.1)
+    sessions.event(Update(ONE, (path(ONE, A),)), END_OF_RIB_WAIT_S)
+    assert not sessions.is_complete(ONE, END_OF_RIB_WAIT_S + QUIET_S - 0.1)
+    assert sessions.is_complete(ONE, END_OF_RIB_WAIT_S + QUIET_S)
+
+
+def test_completion_by_time_alone_is_reported_once() -> None:
+    """Nobody would look again otherwise."""
+    sessions = fresh()
+    sessions.event(SessionUp(ONE), 0.0)
+    assert sessions.tick(1.0) == []
+    assert sessions.tick(END_OF_RIB_WAIT_S + QUIET_S) == [f"complete:{ONE}"]
+    assert sessions.tick(END_OF_RIB_WAIT_S + QUIET_S + 1) == []
+
+
+def test_a_restarted_agent_believes_what_it_reads_back() -> None:
+    """A session of old is up, its routes are there, and soon it counts as complete."""
+    sessions = Sessions()
+    again = read_back(sessions, [state(ONE, duration_s=500)], [path(ONE, A)], now_s=1000.0)
+    assert again == set()
+    status = sessions.statuses()[ONE]
+    assert (status.since_s, status.routes_received) == (500.0, 1)
+    assert sessions.local_address(ONE) == US
+    assert not sessions.is_complete(ONE, 1000.0)
+    assert sessions.is_complete(ONE, 1000.0 + QUIET_S)
+
+
+def test_events_win_over_a_report_that_is_older() -> None:
+    """For a prefix that an event touched while the dump was under way, the event stands."""
+    sessions = Sessions()
+    sessions.begin_read_back()
+    sessions.event(Update(ONE, (path(ONE, A, med=7),), withdrawn=(B,)), 1.0)
+    dump = [(ONE, path(ONE, A, med=1)), (ONE, path(ONE, B)), (ONE, path(ONE, SIX))]
+    sessions.read_back([state(ONE)], dump, is_same_exabgp=True, now_s=2.0)
+    assert sessions.rib.table(ONE) == {A: path(ONE, A, med=7), SIX: path(ONE, SIX)}
+
+
+def test_a_session_that_ended_during_the_report_is_not_revived_by_it() -> None:
+    """Nor are its routes, though the dump still had them."""
+    sessions = Sessions()
+    sessions.event(SessionUp(ONE), 0.0)
+    sessions.begin_read_back()
+    sessions.event(SessionDown(ONE, "gone"), 1.0)
+    dump = [(ONE, path(ONE, A)), (TWO, path(TWO, A))]
+    sessions.read_back([state(ONE), state(TWO)], dump, is_same_exabgp=True, now_s=2.0)
+    assert not sessions.is_established(ONE)
+    assert set(sessions.rib.paths()) == {(TWO, A)}
+
+
+def test_a_session_that_came_up_during_the_report_keeps_what_it_sent() -> None:
+    """The report of it being down is older."""
+    sessions = Sessions()
+    sessions.begin_read_back()
+    sessions.event(SessionUp(ONE), 1.0)
+    sessions.event(Update(ONE, (path(ONE, A),)), 1.1)
+    sessions.read_back([state(ONE, is_up=False)], [], is_same_exabgp=True, now_s=2.0)
+    assert sessions.is_established(ONE)
+    assert set(sessions.rib.paths()) == {(ONE, A)}
+
+
+def test_routes_of_a_session_that_is_down_are_not_believed() -> None:
+    """ExaBGP lists them until the next session begins."""
+    sessions = Sessions()
+    read_back(sessions, [state(ONE, is_up=False)], [path(ONE, A)])
+    assert sessions.rib.paths() == {}
+
+
+def test_a_new_connection_to_the_same_exabgp_changes_nothing_that_did_not_change() -> None:
+    """Same sessions, same End-of-RIBs; what was withdrawn meanwhile goes, what came is there."""
+    sessions = fresh()
+    sessions.event(SessionUp(ONE), 10.0)
+    sessions.event(Update(ONE, (path(ONE, A), path(ONE, B))), 11.0)
+    for family in Family:
+        sessions.event(EndOfRib(ONE, family), 11.0)
+    sessions.correct_states([state(ONE)])
+    assert sessions.is_complete(ONE, 12.0)
+    sessions.lost(20.0)
+    assert len(sessions.rib.paths()) == 2
+    assert not sessions.is_complete(ONE, 500.0)
+    assert sessions.tick(21.0) == []
+    read_back(sessions, [state(ONE, duration_s=12)], [path(ONE, A), path(ONE, SIX)], now_s=22.4)
+    assert set(sessions.rib.table(ONE)) == {A, SIX}
+    assert sessions.rib.stale(ONE) == frozenset()
+    status = sessions.statuses()[ONE]
+    assert (status.since_s, status.flaps) == (10.0, 0)
+    assert sessions.is_complete(ONE, 22.4)
+
+
+def test_a_flap_that_nobody_saw_is_counted_and_is_another_session() -> None:
+    """Its age gives it away; End-of-RIB is then owed again in both directions."""
+    sessions = fresh()
+    sessions.event(SessionUp(ONE), 10.0)
+    for family in Family:
+        sessions.event(EndOfRib(ONE, family), 11.0)
+    sessions.lost(20.0)
+    read_back(sessions, [state(ONE, duration_s=5)], [path(ONE, A)], now_s=60.0)
+    status = sessions.statuses()[ONE]
+    assert (status.since_s, status.flaps, status.end_of_rib) == (55.0, 1, set())
+    assert not sessions.is_complete(ONE, 61.0)
+
+
+def test_a_session_lost_while_we_were_away_is_dropped() -> None:
+    """ExaBGP lived, so it is the peer that went."""
+    sessions = fresh()
+    sessions.event(SessionUp(ONE), 10.0)
+    sessions.event(Update(ONE, (path(ONE, A),)), 11.0)
+    sessions.lost(20.0)
+    read_back(sessions, [state(ONE, is_up=False)], [path(ONE, A)], now_s=22.0)
+    assert sessions.rib.paths() == {}
+    assert sessions.statuses()[ONE].flaps == 1
+
+
+def learned_then_exabgp_died() -> Sessions:
+    """Two routes were learned; another ExaBGP is here, its session not up yet."""
+    sessions = fresh()
+    sessions.event(SessionUp(ONE), 10.0)
+    sessions.event(Update(ONE, (path(ONE, A), path(ONE, B), path(ONE, SIX))), 11.0)
+    sessions.lost(20.0)
+    sessions.exabgp_restarted(21.0)
+    read_back(sessions, [state(ONE, is_up=False)], is_same=False, now_s=21.0)
+    assert len(sessions.rib.stale(ONE)) == 3
+    return sessions
+
+
+def test_what_a_dead_exabgp_had_learned_stays_until_end_of_rib() -> None:
+    """What the peer sends again stays for good; the rest goes with each family's End-of-RIB."""
+    sessions = learned_then_exabgp_died()
+    assert sessions.event(SessionDown(ONE, "refused"), 21.5) is None
+    sessions.event(SessionUp(ONE), 22.0)
+    sessions.event(Update(ONE, (path(ONE, A),)), 22.1)
+    assert len(sessions.rib.paths()) == 3
+    sessions.event(EndOfRib(ONE, Family.IPV4), 22.2)
+    assert set(sessions.rib.table(ONE)) == {A, SIX}
+    sessions.event(EndOfRib(ONE, Family.IPV6), 22.3)
+    assert set(sessions.rib.table(ONE)) == {A}
+
+
+def test_a_new_exabgp_found_with_its_session_up_does_not_lose_what_is_to_come() -> None:
+    """What its dump does not list yet is stale, not gone."""
+    sessions = fresh()
+    sessions.event(SessionUp(ONE), 10.0)
+    sessions.event(Update(ONE, (path(ONE, A), path(ONE, B))), 11.0)
+    sessions.lost(20.0)
+    sessions.exabgp_restarted(21.0)
+    read_back(sessions, [state(ONE, duration_s=0)], [path(ONE, A)], is_same=False, now_s=21.0)
+    assert set(sessions.rib.table(ONE)) == {A, B}
+    assert sessions.rib.stale(ONE) == {B}
+    sessions.event(EndOfRib(ONE, Family.IPV4), 22.0)
+    assert set(sessions.rib.table(ONE)) == {A}
+
+
+def test_stale_paths_do_not_outlive_the_hold() -> None:
+    """Counted from the first loss, however often ExaBGP dies again."""
+    sessions = learned_then_exabgp_died()
+    sessions.lost(60.0)
+    assert sessions.tick(20.0 + RESTART_HOLD_S - 0.1) == []
+    assert sessions.tick(20.0 + RESTART_HOLD_S) == [f"stale_hold_over:{ONE}"]
+    assert sessions.rib.paths() == {}
+
+
+def test_an_exabgp_that_ends_in_good_order_is_a_lost_exabgp() -> None:
+    """Its farewell reads like a lost session, and is not one."""
+    sessions = fresh()
+    sessions.event(SessionUp(ONE), 10.0)
+    sessions.event(Update(ONE, (path(ONE, A),)), 11.0)
+    sessions.event(SessionDown(ONE, SHUTTING_DOWN), 12.0)
+    assert sessions.event(SpeakerShutdown(), 12.0) == "speaker_shutdown"
+    assert sessions.rib.stale(ONE) == {A}
+    assert not sessions.is_established(ONE)
+
+
+def test_ipv6_routes_without_a_usable_next_hop_are_asked_for_again() -> None:
+    """Until they have come the peer is not complete; its mark of the end settles it."""
+    sessions = Sessions()
+    dump: list[Path | Rejection] = [path(ONE, A), Rejection(SIX, NEXT_HOP_LINK_LOCAL)]
+    assert read_back(sessions, [state(ONE)], dump) == {(ONE, Family.IPV6)}
+    assert not sessions.is_complete(ONE, QUIET_S)
+    assert sessions.rejections() == ()
+    sessions.event(Update(ONE, (path(ONE, SIX),)), 1.0)
+    assert sessions.event(RefreshEnd(ONE, Family.IPV6), 1.1) == f"refreshed:{ONE}"
+    assert sessions.is_complete(ONE, 1.0 + QUIET_S)
+    assert set(sessions.rib.table(ONE)) == {A, SIX}
+
+
+def test_an_ipv6_route_we_know_is_kept_while_it_is_asked_for_again() -> None:
+    """A reconnecting bridge does not cost IPv6 a second; what is not sent again goes."""
+    sessions = Sessions()
+    read_back(sessions, [state(ONE)], [path(ONE, SIX), path(ONE, A)], now_s=0.0)
+    sessions.lost(5.0)
+    dump: list[Path | Rejection] = [Rejection(SIX, NEXT_HOP_LINK_LOCAL), path(ONE, A)]
+    assert read_back(sessions, [state(ONE, duration_s=1006)], dump, now_s=6.0) == {
+        (ONE, Family.IPV6)
+    }
+    assert set(sessions.rib.table(ONE)) == {A, SIX}
+    sessions.event(RefreshEnd(ONE, Family.IPV6), 7.0)
+    assert set(sessions.rib.table(ONE)) == {A}
+
+
+def test_a_refresh_without_a_mark_ends_when_the_peer_is_quiet() -> None:
+    """RFC 2918 alone marks no end."""
+    sessions = Sessions()
+    read_back(sessions, [state(ONE)], [Rejection(SIX, NEXT_HOP_LINK_LOCAL)], now_s=0.0)
+    sessions.event(Update(ONE, (path(ONE, SIX),)), 3.0)
+    assert sessions.tick(3.0 + REFRESH_QUIET_S - 0.1) == []
+    assert sessions.tick(3.0 + REFRESH_QUIET_S) == [f"complete:{ONE}"]
+
+
+def test_peers_that_are_not_configured_are_not_heard() -> None:
+    """A removed peer's last words, and its routes, are nobody's."""
+    sessions = fresh()
+    for peer in (ONE, TWO):
+        sessions.event(SessionUp(peer), 1.0)
+        sessions.event(Update(peer, (path(peer, A),)), 1.0)
+    sessions.configure({ONE: US})
+    assert set(sessions.statuses()) == {ONE}
+    assert set(sessions.rib.paths()) == {(ONE, A)}
+    assert sessions.event(Update(TWO, (path(TWO, B),)), 2.0) is None
+    assert sessions.event(SessionUp(TWO), 2.0) is None
+    read_back(sessions, [state(ONE), state(TWO)], [path(ONE, A), path(TWO, A)], now_s=3.0)
+    assert set(sessions.rib.paths()) == {(ONE, A)}
+
+
+def test_a_configured_peer_that_exabgp_does_not_know_is_idle() -> None:
+    """It has not loaded the file yet."""
+    sessions = Sessions()
+    sessions.configure({ONE: US, TWO: US})
+    read_back(sessions, [state(ONE)])
+    assert sessions.statuses()[TWO].state is SessionState.IDLE
+
+
+@pytest.mark.parametrize("reason", ["next-hop-loopback", "host-bits"])
+def test_rejections_are_remembered_and_bounded(reason: str) -> None:
+    """The last ones, from updates and from dumps."""
+    sessions = fresh()
+    sessions.event(SessionUp(ONE), 1.0)
+    for _ in range(MAX_REJECTIONS + 5):
+        sessions.event(Update(ONE, rejected=(Rejection(A, "other"),)), 1.0)
+    read_back(sessions, [state(ONE)], [Rejection(B, reason)])
+    assert len(sessions.rejections()) == MAX_REJECTIONS
+    assert sessions.rejections()[-1] == RejectedRoute(ONE, B, reason)
