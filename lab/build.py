@@ -10,7 +10,6 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -33,7 +32,7 @@ from lab.plan import (
     resources,
 )
 from lab.state import LabBusy, LabState
-from lab.waiting import Progress, wait_until
+from lab.waiting import Progress, in_parallel, wait_until
 from routing.datastore.resources import API_VERSION
 from routing.routes import PROTOCOL
 
@@ -236,11 +235,10 @@ class Lab:
         if not self.plan.pods:
             return
         self.progress.say(f"adding {len(self.plan.pods)} pods through the CNI executable")
-        with ThreadPoolExecutor(max_workers=ADDS_AT_ONCE) as pool:
-            for pod, result in zip(
-                self.plan.pods, pool.map(self._add_pod, self.plan.pods), strict=True
-            ):
-                self.pod_results[pod.name] = result
+        results = in_parallel(self._add_pod, self.plan.pods, at_once=ADDS_AT_ONCE)
+        self.pod_results = {
+            pod.name: result for pod, result in zip(self.plan.pods, results, strict=True)
+        }
         for pod in self.plan.pods:
             families = {a.version for a in self.addresses_of(pod)}
             wanted = {cidr.version for _, cidr, _ in self.plan.shape.pools}

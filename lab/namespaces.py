@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lab import interrupts
 from lab.plan import LabFailure, LabPlan, Link, Machine
 
 NETNS_DIR = Path("/run/netns")
@@ -64,7 +65,9 @@ def run(
     Raises:
         CommandFailed: it cannot be run, takes longer than ``deadline_s``, or its exit status is
             not one of ``ok``.
+        Interrupted: the whole command was asked to end before this one began.
     """
+    interrupts.check()
     command = enter(namespace, argv) if namespace else list(argv)
     try:
         done = subprocess.run(

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -22,6 +21,7 @@ from typing import Any
 from lab import namespaces
 from lab.capture import Traffic
 from lab.plan import Address, LabFailure, LabPlan
+from lab.waiting import in_parallel
 
 STREAM_BYTES = 1024 * 1024
 READY_DEADLINE_S = 20.0
@@ -220,16 +220,13 @@ def run(
         on_done(len(mine))
         return [judge(probe, answer) for probe, answer in zip(mine, answers, strict=True)]
 
-    with ThreadPoolExecutor(max_workers=SOURCES_AT_ONCE) as pool:
-        try:
-            return [outcome for outcomes in pool.map(work, by_source) for outcome in outcomes]
-        except BaseException:
-            # Ctrl-C, or a prober that failed: leaving the pool waits for every worker, and a
-            # worker waits for its prober.
-            pool.shutdown(wait=False, cancel_futures=True)
-            for prober in probers.values():
-                prober.kill()
-            raise
+    def hurry() -> None:
+        # A worker waits for its prober; killing that ends the wait.
+        for prober in probers.values():
+            prober.kill()
+
+    shares = in_parallel(work, by_source, at_once=SOURCES_AT_ONCE, on_failure=hurry)
+    return [outcome for share in shares for outcome in share]
 
 
 def reachable_pairs(outcomes: Iterable[Outcome]) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import namespaces
+from lab import interrupts, namespaces
 from lab.plan import LabFailure
 
 TERM_DEADLINE_S = 10.0
@@ -44,6 +44,7 @@ def start(
     """
     if shutil.which(argv[0], path=env.get("PATH")) is None:
         raise LabFailure(f"cannot start {name}: no program {argv[0]!r} on PATH")
+    interrupts.check()
     log.parent.mkdir(parents=True, exist_ok=True)
     command = namespaces.enter(namespace, argv, cwd="/")
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND

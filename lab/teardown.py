@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +16,9 @@ from typing import Any
 from cni.podlink import GATEWAY_V4
 from lab import namespaces, processes, runtime, state
 from lab.build import ADDS_AT_ONCE, Lab
-from lab.plan import LabFailure, LabPaths, Machine
+from lab.plan import LabFailure, LabPaths, Machine, Pod
 from lab.state import LabBusy, LabState
-from lab.waiting import Progress
+from lab.waiting import Progress, in_parallel
 from routing.routes import PROTOCOL
 
 DEL_DEADLINE_S = 15.0
@@ -51,8 +50,7 @@ def delete_pods(lab: Lab) -> list[str]:
         return []
     lab.progress.say(f"deleting {len(wanted)} pods through the CNI executable")
 
-    def delete(index: int) -> str | None:
-        pod = wanted[index]
+    def delete(pod: Pod) -> str | None:
         try:
             node = lab.runtime_of(pod.node, deadline_s=DEL_DEADLINE_S)
             node.delete(runtime.sandbox_of(pod))
@@ -60,8 +58,7 @@ def delete_pods(lab: Lab) -> list[str]:
             return f"{pod.name}: {error}"
         return None
 
-    with ThreadPoolExecutor(max_workers=ADDS_AT_ONCE) as pool:
-        return [text for text in pool.map(delete, range(len(wanted))) if text]
+    return [text for text in in_parallel(delete, wanted, at_once=ADDS_AT_ONCE) if text]
 
 
 def pod_leftovers(node: Machine) -> list[str]:
