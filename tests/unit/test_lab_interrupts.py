@@ -43,9 +43,14 @@ def test_a_second_signal_asks_for_patience(capsys):
 def test_handlers_are_as_before_once_the_command_is_over():
     """Also when it failed; and what came and was not raised is forgotten."""
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    with pytest.raises(LabFailure), interrupts.interruptible():
-        _signal_ourselves()
-        raise LabFailure("x")
+
+    def fail() -> None:
+        with interrupts.interruptible():
+            _signal_ourselves()
+            raise LabFailure("x")
+
+    with pytest.raises(LabFailure):
+        fail()
     after = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     assert after == before
     interrupts.check()
