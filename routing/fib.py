@@ -304,29 +304,33 @@ class _Pass:
         ours, gone = self._triage(held, operation)
         for key in gone:
             self._fail(key, operation, NetlinkError(errno.EEXIST, "and is gone again"))
-        self._overwrite(ours, operation)
+        name_of = self._socket.ifname
+        different = {k: want for k, (want, there) in ours.items() if there.route(name_of) != want}
+        self._overwrite(different, operation)
 
     def _replace(self, routes: Mapping[RouteKey, Route]) -> None:
         ours, gone = self._triage(routes, "replace")
-        self._overwrite(ours, "replace")
+        self._overwrite({key: route for key, (route, _there) in ours.items()}, "replace")
         # The device of the old route went away between the read and now, and the route with it.
         self._create(gone, "replace")
 
     def _triage(
         self, routes: Mapping[RouteKey, Route], operation: str
-    ) -> tuple[dict[RouteKey, Route], dict[RouteKey, Route]]:
-        """Looks up who holds these keys: (ours and different, nobody). A foreign one is a failure.
+    ) -> tuple[dict[RouteKey, tuple[Route, Holder]], dict[RouteKey, Route]]:
+        """Looks up who holds these keys: (we do, nobody does). A foreign holder is a failure.
 
         Where several hold one key (``ip route append``) the kernel replaces the first.
         """
-        ours: dict[RouteKey, Route] = {}
+        ours: dict[RouteKey, tuple[Route, Holder]] = {}
         gone: dict[RouteKey, Route] = {}
         holders = self._holders(routes) if routes else {}
         for key, route in routes.items():
             holder = holders.get(key)
             if holder is None:
                 gone[key] = route
-            elif not holder.is_ours:
+            elif holder.is_ours:
+                ours[key] = (route, holder)
+            else:
                 self._failures.append(
                     Failure(
                         key,
@@ -335,8 +339,6 @@ class _Pass:
                         f"at metric {key.metric}",
                     )
                 )
-            elif holder.route(self._socket.ifname) != route:
-                ours[key] = route
         return ours, gone
 
     def _overwrite(self, routes: Mapping[RouteKey, Route], operation: str) -> None:

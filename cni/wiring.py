@@ -1,0 +1,436 @@
+"""Pod links in the kernel: makes, configures, reads back, checks, mends and removes veth pairs.
+
+The kernel is the journal: what a link is for stands in its alias (cni/podlink.py), so nothing is
+remembered here. Two marks decide what may be touched. An alias of ours: the link is ours. Our link
+group and no alias: ours, half made, by an agent that was killed between two messages, since the
+kernel takes the group at birth and the alias only afterwards. Anything else is foreign and is
+never changed.
+
+Invariants:
+  * The host end is born DOWN and gets every sysctl before it goes UP, so that no pod ever talks
+    to an unprotected link (accept_ra: CVE-2020-10749).
+  * The pod end is born inside its namespace; moving it there later costs 20 ms of RCU waits.
+  * A create that fails leaves nothing.
+
+All work happens in the network namespace the KernelWiring was made in or for, whatever thread
+calls. What the two ends must be is in hostend.py and podend.py, which do no I/O.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from socket import AF_INET, AF_INET6, AF_UNSPEC
+
+from cni import hostend, podend
+from cni import netlink as nl
+from cni.hostend import HostEnd
+from cni.netlink import NetlinkError, NetlinkSocket
+from cni.netns import Sysctls, inside, is_network_namespace, is_same_namespace, own_netns
+from cni.podlink import GATEWAY_V6, HOST_MAC, AliasError, AliasRecord, PodLink, decode_alias
+
+log = logging.getLogger(__name__)
+
+_GONE = frozenset({errno.ENODEV, errno.ENXIO})
+
+
+class WiringError(Exception):
+    """A pod link could not be made, read or removed; the sentence names the link and the reason."""
+
+
+class LinkExists(WiringError):
+    """The host end's name is taken.
+
+    Attributes:
+        is_ours: by a link of ours, whose alias says what it is for; else by somebody else's.
+    """
+
+    def __init__(self, message: str, *, is_ours: bool = False) -> None:
+        super().__init__(message)
+        self.is_ours = is_ours
+
+
+class PodInterfaceExists(WiringError):
+    """The pod's namespace has an interface of the wanted name already."""
+
+
+class NamespaceGone(WiringError):
+    """The descriptor is not, or not any more, a network namespace."""
+
+
+class OwnNamespace(WiringError):
+    """The pod's namespace is the host's: wiring would give the host a second default route."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedLink:
+    """A link of ours in the host's namespace. ``is_up`` is administratively up."""
+
+    record: AliasRecord
+    ifindex: int
+    ifname: str
+    is_up: bool
+    mtu_bytes: int
+
+
+class KernelWiring:
+    """The kernel's pod links. Thread-safe.
+
+    Args:
+        netns_fd: the host's namespace; None is the calling thread's. Not kept, the caller may
+            close it.
+
+    Raises:
+        OSError: no netlink socket can be had.
+    """
+
+    def __init__(self, *, netns_fd: int | None = None) -> None:
+        self._unreadable: frozenset[int] = frozenset()
+        self._lock = threading.RLock()
+        with ExitStack() as stack:
+            self._home_fd = own_netns() if netns_fd is None else os.dup(netns_fd)
+            stack.callback(os.close, self._home_fd)
+            self._socket = stack.enter_context(NetlinkSocket(netns_fd=netns_fd))
+            self._sysctls = stack.enter_context(Sysctls(netns_fd))
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """Closes every descriptor. Closing twice is harmless."""
+        self._stack.close()
+
+    # -- the verbs ---------------------------------------------------------------------------
+
+    def prepare_host(self) -> list[str]:
+        """Makes this namespace a router; what it changed, one sentence each.
+
+        With IPv6 forwarding on, the kernel ignores router advertisements on links whose accept_ra
+        is 1: a host that learns its default route so needs accept_ra=2 on that link.
+
+        Raises:
+            WiringError: a sysctl cannot be written.
+        """
+        changed: list[str] = []
+        with _as_wiring_error("host"):
+            for family in ("ipv4", "ipv6"):
+                path = f"{family}/conf/all/forwarding"
+                was = self._sysctls.read(path)
+                if was is not None and was != "1":
+                    self._sysctls.write(path, "1")
+                    changed.append(f"net.{family}.conf.all.forwarding: {was} -> 1")
+        return changed
+
+    def create(self, link: PodLink, netns_fd: int) -> int:
+        """The pair, its host end ready and UP, its pod end DOWN. Returns the host end's ifindex.
+
+        Raises:
+            LinkExists: the host end's name is taken.
+            PodInterfaceExists: the pod's namespace has such an interface.
+            NamespaceGone, OwnNamespace: ``netns_fd`` is not a namespace a pod can live in.
+            WiringError: anything else; nothing is left behind.
+        """
+        self._refuse_bad_namespace(netns_fd)
+        self._refuse_bad_mtu(link)
+        alias = link.alias
+        with _as_wiring_error(link.host_ifname), self._lock:
+            ifindex = self._make_pair(link, netns_fd)
+            try:
+                self._socket.must(hostend.set_alias(ifindex, alias))
+                self._set_up_host_end(link, ifindex)
+            except BaseException as error:
+                try:
+                    self._socket.must(hostend.delete_link(ifindex))
+                except OSError as failed:
+                    error.add_note(f"{link.host_ifname} could not be removed again: {failed}")
+                raise
+        return ifindex
+
+    def configure_pod(self, link: PodLink, netns_fd: int) -> str:
+        """Addresses, routes and UP inside the pod; returns the pod end's MAC. Idempotent.
+
+        Raises:
+            NamespaceGone: ``netns_fd`` is not a network namespace.
+            WiringError: the pod end is missing, or something in the pod is in the way.
+        """
+        with self._inside_pod(link, netns_fd) as socket:
+            found = _read_link(socket, link.attachment.ifname)
+            if found is None:
+                raise WiringError(f"{link.attachment.ifname} is not in the pod's namespace")
+            requests = podend.pod_requests(link, found.ifindex, has_ipv6=self._sysctls.has_ipv6)
+            refusals = [refusal for refusal in socket.execute(requests) if refusal is not None]
+            for refusal in refusals:
+                if refusal.errno != errno.EEXIST:
+                    raise refusal
+            if refusals:
+                # Something was there already. Fine if it is what we wanted, as in a repeated ADD.
+                differences = self._pod_differences(socket, link, None, netns_fd)
+                if differences:
+                    raise WiringError("; ".join(differences))
+            return found.mac
+
+    def remove(self, host_ifname: str) -> bool:
+        """Removes a link of ours; True once it is gone, False when there was none.
+
+        Sleeps about 20 ms in the kernel. Several run at once, each on a socket of its own. The
+        kernel acknowledges only after it has announced the link gone, taken it off every table
+        and waited for its last user: the name is free then.
+
+        A foreign link of that name counts as none: DEL must succeed where we have nothing.
+
+        Raises:
+            WiringError: the kernel refused.
+        """
+        with (
+            _as_wiring_error(host_ifname),
+            NetlinkSocket(netns_fd=self._home_fd, receive_buffer_bytes=1 << 16) as socket,
+        ):
+            found = _read_link(socket, host_ifname)
+            if found is None:
+                return False
+            if not _is_ours(found):
+                log.warning("foreign_link_left ifname=%s alias=%r", host_ifname, found.alias)
+                return False
+            outcome = socket.execute([hostend.delete_link(found.ifindex)])[0]
+            if outcome is not None and outcome.errno not in _GONE:
+                raise outcome
+            return outcome is None
+
+    def read(self) -> list[ObservedLink]:
+        """Every link of ours. One that has our tag in an unreadable form is logged and left out.
+
+        Raises:
+            WiringError: the kernel gave no consistent dump.
+        """
+        observed: list[ObservedLink] = []
+        unreadable: set[int] = set()
+        with _as_wiring_error("links"):
+            bodies = self._socket.dump(nl.RTM_GETLINK, hostend.dump_veths())
+        for body in bodies:
+            parts = nl.attributes(body, nl.IFINFOMSG.size, wanted=_OBSERVED)
+            alias = parts.get(nl.IFLA_IFALIAS)
+            if alias is None:
+                continue
+            _family, _type, ifindex, flags, _change = nl.IFINFOMSG.unpack_from(body)
+            ifname = nl.text(parts[nl.IFLA_IFNAME])
+            try:
+                record = decode_alias(nl.text(alias))
+            except AliasError as error:
+                unreadable.add(ifindex)
+                if ifindex not in self._unreadable:
+                    log.warning("link_unreadable ifname=%s error=%s", ifname, error)
+                continue
+            if record is not None:
+                mtu_bytes = nl.u32(parts[nl.IFLA_MTU])
+                is_up = bool(flags & nl.IFF_UP)
+                observed.append(ObservedLink(record, ifindex, ifname, is_up, mtu_bytes))
+        self._unreadable = frozenset(unreadable)
+        return observed
+
+    def check(self, link: PodLink, netns_fd: int) -> list[str]:
+        """What differs from ``link`` on either side, one sentence each; [] when all is right.
+
+        Host routes are not looked at: they are the FIB's.
+
+        Raises:
+            NamespaceGone: ``netns_fd`` is not a network namespace.
+            WiringError: the kernel could not be read.
+        """
+        with _as_wiring_error(link.host_ifname):
+            found = self._host_end(link.host_ifname)
+        if found is None:
+            differences = [f"link {link.host_ifname} is missing"]
+        else:
+            differences = self._host_differences(link, found)
+        with self._inside_pod(link, netns_fd, write=False) as socket:
+            return differences + self._pod_differences(socket, link, found, netns_fd)
+
+    def repair(self, link: PodLink) -> list[str]:
+        """Mends the host end; says what was wrong. The alias is evidence and is never rewritten.
+
+        Raises:
+            LinkExists: the link of that name is not ours.
+            WiringError: there is no such link, or what is wrong could not be mended.
+        """
+        with _as_wiring_error(link.host_ifname), self._lock:
+            found = self._host_end(link.host_ifname)
+            if found is None:
+                raise WiringError(f"link {link.host_ifname} is missing")
+            if not _is_ours(found):
+                raise _taken(found)
+            link_as_named = _with_alias_of(link, found)
+            wrong = self._host_differences(link_as_named, found)
+            if not wrong:
+                return []
+            if (found.mtu_bytes, found.mac) != (link.mtu_bytes, HOST_MAC):
+                self._socket.must(hostend.set_mtu_and_mac(link, found.ifindex))
+            self._set_up_host_end(link, found.ifindex)
+            now = self._host_end(link.host_ifname)
+            still = (
+                self._host_differences(link_as_named, now) if now is not None else ["it is gone"]
+            )
+            if still:
+                raise WiringError(f"{link.host_ifname} could not be mended: {'; '.join(still)}")
+            return wrong
+
+    # -- steps -------------------------------------------------------------------------------
+
+    def _refuse_bad_namespace(self, netns_fd: int) -> None:
+        if not is_network_namespace(netns_fd):
+            raise NamespaceGone(f"descriptor {netns_fd} is not a network namespace")
+        if is_same_namespace(netns_fd, self._home_fd):
+            raise OwnNamespace("the pod's network namespace is the host's own")
+
+    def _refuse_bad_mtu(self, link: PodLink) -> None:
+        least, most = hostend.MIN_MTU_BYTES, hostend.MAX_MTU_BYTES
+        if not least <= link.mtu_bytes <= most:
+            raise WiringError(f"MTU {link.mtu_bytes} is outside {least} to {most}")
+        if link.ipv6 is None:
+            return
+        if not self._sysctls.has_ipv6:
+            raise WiringError(f"pod address {link.ipv6}: this kernel has no IPv6")
+        if link.mtu_bytes < hostend.IPV6_MIN_MTU_BYTES:
+            raise WiringError(
+                f"MTU {link.mtu_bytes} is below {hostend.IPV6_MIN_MTU_BYTES}, IPv6's least, "
+                f"and the pod has address {link.ipv6}"
+            )
+
+    def _make_pair(self, link: PodLink, netns_fd: int) -> int:
+        request = hostend.new_pair(link, netns_fd)
+        refusal = self._socket.execute([request])[0]
+        if refusal is not None and refusal.errno == errno.EEXIST:
+            # The kernel does not say at which end. Only a half-made link of ours gets out of the
+            # way; then we try once more.
+            there = _read_link(self._socket, link.host_ifname)
+            if there is None:
+                raise PodInterfaceExists(
+                    f"interface {link.attachment.ifname} exists in the pod's namespace"
+                )
+            if not there.is_half_made:
+                raise _taken(there)
+            log.warning("half_made_link_removed ifname=%s", there.ifname)
+            self._socket.must(hostend.delete_link(there.ifindex))
+            refusal = self._socket.execute([request])[0]
+        if refusal is not None:
+            raise refusal
+        ifindex = self._socket.ifindex(link.host_ifname)
+        if ifindex is None:
+            raise WiringError(f"link {link.host_ifname} vanished while it was being made")
+        return ifindex
+
+    def _set_up_host_end(self, link: PodLink, ifindex: int) -> None:
+        """Every setting, then UP, then the IPv6 gateway address (going DOWN had flushed it)."""
+        for path, value in hostend.slow_sysctls(link).items():
+            if link.ipv6 is None and self._sysctls.read(path) is None:
+                continue
+            self._sysctls.write(path, str(value))
+        self._socket.must(*hostend.set_fast_sysctls(link, ifindex), hostend.set_up(ifindex))
+        if link.ipv6 is not None:
+            self._socket.must(hostend.add_gateway_v6(ifindex))
+
+    def _host_end(self, ifname: str) -> HostEnd | None:
+        found = _read_link(self._socket, ifname)
+        if found is None:
+            return None
+        path = hostend.proxy_delay_path(ifname)
+        delay = self._sysctls.read(path)
+        if delay is None:
+            return found
+        return replace(found, sysctls={**found.sysctls, path: int(delay)})
+
+    def _host_differences(self, link: PodLink, found: HostEnd) -> list[str]:
+        has_gateway = False
+        if link.ipv6 is not None:
+            body = hostend.dump_addresses(AF_INET6, found.ifindex)
+            there = podend.parse_addresses(self._socket.dump(nl.RTM_GETADDR, body))
+            has_gateway = f"{GATEWAY_V6}/64" in there
+        return list(hostend.host_differences(link, found, has_gateway_v6=has_gateway))
+
+    def _pod_differences(
+        self, socket: NetlinkSocket, link: PodLink, host_end: HostEnd | None, netns_fd: int
+    ) -> list[str]:
+        found = _read_link(socket, link.attachment.ifname)
+        if found is None:
+            return [f"{link.attachment.ifname} is missing in the pod's namespace"]
+        body = hostend.dump_addresses(AF_UNSPEC, found.ifindex)
+        addresses = podend.parse_addresses(socket.dump(nl.RTM_GETADDR, body))
+        names = {found.ifindex: found.ifname}
+        families = [AF_INET, AF_INET6] if self._sysctls.has_ipv6 else [AF_INET]
+        routes = [
+            podend.parse_route(body, names)
+            for family in families
+            for body in socket.dump_routes(podend.dump_main_table(family))
+        ]
+        # An index alone is not enough: every namespace counts its own from 1.
+        is_peer = host_end is None or (host_end.peer_ifindex, host_end.peer_nsid) == (
+            found.ifindex,
+            hostend.parse_nsid(self._socket.get(nl.RTM_GETNSID, hostend.get_nsid(netns_fd))),
+        )
+        return list(
+            podend.pod_differences(
+                link, found=found, is_peer=is_peer, addresses=addresses, routes=routes
+            )
+        )
+
+    @contextmanager
+    def _inside_pod(
+        self, link: PodLink, netns_fd: int, *, write: bool = True
+    ) -> Iterator[NetlinkSocket]:
+        """A socket in the pod's namespace; its sysctls are written on the way, with ``write``."""
+        self._refuse_bad_namespace(netns_fd)
+        with _as_wiring_error(f"{link.attachment.ifname} in the pod"), ExitStack() as stack:
+            with inside(netns_fd):
+                socket = stack.enter_context(NetlinkSocket(receive_buffer_bytes=1 << 16))
+                if write and link.ipv6 is not None:
+                    sysctls = stack.enter_context(Sysctls())
+                    for path, value in podend.wanted_sysctls(link).items():
+                        sysctls.write(path, value)
+            yield socket
+
+
+_OBSERVED = frozenset({nl.IFLA_IFNAME, nl.IFLA_MTU, nl.IFLA_IFALIAS})
+
+
+def _read_link(socket: NetlinkSocket, ifname: str) -> HostEnd | None:
+    try:
+        return hostend.parse_link(socket.get(nl.RTM_GETLINK, hostend.get_link(ifname)))
+    except NetlinkError as error:
+        if error.errno in _GONE:
+            return None
+        raise
+
+
+def _is_ours(found: HostEnd) -> bool:
+    """By its alias, or half made. An alias with our tag that cannot be read is not enough."""
+    try:
+        return found.is_half_made or decode_alias(found.alias) is not None
+    except AliasError:
+        return False
+
+
+def _taken(found: HostEnd) -> LinkExists:
+    is_ours = _is_ours(found)
+    whose = "of ours" if is_ours else "not ours"
+    return LinkExists(
+        f"link {found.ifname} (index {found.ifindex}) exists and is {whose}: alias {found.alias!r}",
+        is_ours=is_ours,
+    )
+
+
+def _with_alias_of(link: PodLink, found: HostEnd) -> PodLink:
+    """``link``, decorated with the pod name that the alias holds, so that only identity counts."""
+    record = decode_alias(found.alias)
+    return link if record is None else replace(link, pod=record.pod)
+
+
+@contextmanager
+def _as_wiring_error(what: str) -> Iterator[None]:
+    """Turns what netlink and /proc raise into WiringError, with the link's name in front."""
+    try:
+        yield
+    except (OSError, nl.MalformedMessage) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise WiringError(f"{what}: {reason}") from error
