@@ -20,6 +20,7 @@ from lab import build, busybox_image, namespaces, processes
 from lab.containerd import NEEDED_PROGRAMS as CONTAINERD_PROGRAMS
 from lab.enclosure import ENVIRONMENT, Enclosure, Place
 from lab.namespaces import CommandFailed
+from lab.plan import LabFailure
 from lab.podman import NEEDED_PROGRAMS as PODMAN_PROGRAMS
 from lab.waiting import wait_until
 
@@ -163,12 +164,12 @@ class Machine:
             )
         processes.stop([process])
 
-    def dead_units(self):
-        return [
-            f"{unit} has ended: {processes.log_tail(self.enclosure.place.log(unit))}"
-            for unit, process in self._units.items()
-            if not processes.is_alive(process)
-        ]
+    def give_up_on_dead_units(self):
+        """systemd would start them again; here an end is a mistake of the page or of ours."""
+        for unit, process in self._units.items():
+            if not processes.is_alive(process):
+                words = processes.log_tail(self.enclosure.place.log(unit))
+                raise LabFailure(f"{unit} has ended: {words}")
 
 
 def connect(stack, prefix):
@@ -193,7 +194,7 @@ def connect(stack, prefix):
 
 @pytest.fixture
 def machines(tmp_path):
-    """The two machines, booted, and the page's router between them."""
+    """The two machines, booted, and the namespace of the page's router between them."""
     prefix = f"s32t-{os.getpid()}-wk"
     root = Path(f"/run/{prefix}")
     with ExitStack() as stack:
@@ -215,7 +216,7 @@ def machines(tmp_path):
             found[name] = Machine(name, namespace=names[name], root=root)
             stack.callback(found[name].enclosure.close)
             found[name].boot()
-        yield found
+        yield found, names["tor"]
 
 
 def own_address(machine):
@@ -235,7 +236,8 @@ def do(block, machine):
         try:
             answers.append(machine.sh(block.text))
         except CommandFailed as error:
-            return [f"{error}", *machine.dead_units()]
+            machine.give_up_on_dead_units()
+            return [str(error)]
         return []
 
     wait_until(missing, what=block.text.strip(), deadline_s=WAIT_DEADLINE_S)
@@ -244,7 +246,8 @@ def do(block, machine):
 
 def test_the_page_can_be_done_as_it_stands(machines):
     """Every file and every command; then what the page says the answers are."""
-    done = {}
+    machines, router = machines
+    done, seen = {}, set()
     for block in blocks():
         for name in block.machines:
             machine = machines[name]
@@ -252,17 +255,30 @@ def test_the_page_can_be_done_as_it_stands(machines):
                 machine.write(block.path, block.text)
                 continue
             done[name, block.text] = do(block, machine)
+            seen.update(learned(router))
             if "web.service" in block.text and "enable" in block.text:
                 web = wait_for_web(machine)
                 for each in machines.values():
                     each.variables["WEB"] = str(web)
 
+    wait_until(
+        lambda: learned(router),
+        what="a router without routes to containers, now that the speakers are stopped",
+        deadline_s=WAIT_DEADLINE_S,
+    )
+    assert seen == {"10.244.1.0/26", "10.244.2.0/26"}
     assert len(blocks()) >= BLOCKS_MIN
     assert "/32 " in said(done, "ctr run --cni --rm slash32.local/busybox:1 first")
     exchange = said(done, "podman exec client wget")
     (shown,) = re.findall(r"inet (10\.244\.2\.[0-9]+)/32", exchange)
     assert exchange.strip().splitlines()[-1].strip("[]").removeprefix("::ffff:") == shown
     assert "192.0.2.1" in said(done, "curl")
+
+
+def learned(router):
+    """The router's routes to containers, as its kernel has them."""
+    shown = namespaces.ip_json(router, "-4", "route", "show", "proto", "bird")
+    return [route["dst"] for route in shown if route["dst"].startswith("10.244.")]
 
 
 def said(done, command):
@@ -279,7 +295,8 @@ def wait_for_web(machine):
         try:
             answers.append(own_address(machine))
         except (CommandFailed, ValueError) as error:
-            return [str(error), *machine.dead_units()]
+            machine.give_up_on_dead_units()
+            return [str(error)]
         return []
 
     wait_until(missing, what="web.service", deadline_s=WAIT_DEADLINE_S)
