@@ -198,6 +198,9 @@ class Reconciler:
             log.exception("kernel_read_failed", error=str(error))
             return True
         wanted = desired(await self._inputs(pods, links))
+        # Once complete is enough: a session that fails later takes its routes with it at once, and
+        # a peer that is new has left nothing in the kernel.
+        self._was_complete |= {a for a in wanted.peers if self._speaker.is_complete(a)}
         await self._apply(wanted, actual, failures, held)
         if self._repair_due:
             self._repair_due = False
@@ -383,9 +386,6 @@ class Reconciler:
             return None
         if not self._speaker.is_connected:
             return "speaker-not-connected" if self._within_restart_time(wanted) else None
-        # Asked once for each peer, not at every pass: a session that fails later takes its routes
-        # with it at once, and a peer that is new has left nothing in the kernel.
-        self._was_complete |= {a for a in wanted.peers if self._speaker.is_complete(a)}
         missing = [str(a) for a in wanted.peers if a not in self._was_complete]
         if missing and self._within_restart_time(wanted):
             return f"no-end-of-rib-from-{missing[0]}"
@@ -404,9 +404,21 @@ class Reconciler:
             HostRouteError: the kernel refused; the sentence names the holder of the prefix.
         """
         routes = pod_routes(link)
+        await self._refuse_taken(routes)
         failed = await self._fib.apply(Delta(create=routes))
         if failed:
             raise HostRouteError("; ".join(f"{f.key.prefix}: {f.error}" for f in failed))
+
+    async def _refuse_taken(self, routes: Mapping[RouteKey, Route]) -> None:
+        """The driver brings a route of ours to what is wanted; here that would take the address
+        from a pod that has it. The last pass knows enough to ask the kernel only then."""
+        if not any(self.report.actual.get(key, route) != route for key, route in routes.items()):
+            return
+        actual = await self._fib.read()
+        for key, route in routes.items():
+            found = actual.get(key, route)
+            if found != route:
+                raise HostRouteError(f"{key.prefix} is routed already: {_hops_text(found)}")
 
     async def forget(self, attachment: Attachment) -> None:
         """The link is gone, and the kernel took its routes with it; a pass looks at the rest."""

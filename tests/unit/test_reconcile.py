@@ -1,0 +1,339 @@
+"""The loop, on fakes with failure switches: order, gates, ownership, one End-of-RIB a session."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_interface, ip_network
+
+import pytest
+
+from bgp.paths import Origin, Path
+from bgp.speaker import BgpFailure
+from cni.attach import HostRouteError
+from cni.attachment import Attachment
+from cni.ipam.block import Block, BlockState
+from cni.podlink import PodLink
+from routing.datastore.snapshot import (
+    BGPConfigurationResource,
+    BGPPeerResource,
+    BlockResource,
+    IPPoolResource,
+    Meta,
+    NodeResource,
+)
+from routing.links import LinkState
+from routing.reconcile import Reconciler
+from routing.routes import NextHop, RouteKey
+from tests.fakes.kernel import FakeFib, FakeWiring
+from tests.fakes.speaker import FakeSpeaker, FakeWorld
+from tests.fakes.store import FakeDatastore
+
+TOR = ip_address("172.30.0.0")
+BLOCK = ip_network("10.244.1.0/26")
+REMOTE = ip_network("10.244.2.0/26")
+DEFAULT = ip_network("0.0.0.0/0")
+
+
+@dataclass
+class FakeBlocks:
+    """Remembers what it was refreshed with."""
+
+    seen: list[Sequence[Block] | None] = field(default_factory=list)
+
+    async def refresh(self, blocks: Sequence[Block] | None = None) -> None:
+        self.seen.append(blocks)
+
+
+class Node:
+    """One reconciler over fakes, with a clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        self.fib = FakeFib(
+            {
+                "lo": LinkState("lo", 1, True, 65536, (ip_interface("127.0.0.1/8"),)),
+                "uplink0": LinkState("uplink0", 2, True, 1500, (ip_interface("172.30.0.1/31"),)),
+                "s32pod": LinkState("s32pod", 3, True, 1500, ()),
+            }
+        )
+        self.store = FakeDatastore(
+            IPPoolResource(Meta("pods"), ip_network("10.244.0.0/16"), 26),
+            NodeResource(Meta("n1"), (ip_address("172.30.0.1"),), asn=64601),
+            BGPPeerResource(Meta("tor"), TOR, 64512),
+            BGPConfigurationResource(Meta("default"), import_allow=(DEFAULT,)),
+            BlockResource(Meta("10-244-1-0-26"), Block(BLOCK, "pods", "n1", BlockState.CONFIRMED)),
+        )
+        self.world = FakeWorld()
+        self.wiring = FakeWiring()
+        self.restart()
+
+    def restart(self) -> None:
+        """A new agent process: nothing remembered, everything read back."""
+        self.speaker = FakeSpeaker(self.world, clock=lambda: self.now_s)
+        self.loop = Reconciler(
+            node="n1",
+            store=self.store,
+            fib=self.fib,
+            speaker=self.speaker,
+            pod_links=self.wiring,
+            blocks=FakeBlocks(),
+            clock=lambda: self.now_s,
+        )
+
+    async def started(self) -> Node:
+        """Converged: session up, one remote block and a default route learned."""
+        await self.speaker.start()
+        await self.loop.run_pass()
+        self.world.send(path("10.244.2.0/26"))
+        self.world.send(path("0.0.0.0/0"))
+        self.world.up(TOR)
+        await self.loop.run_pass()
+        await self.loop.run_pass()
+        return self
+
+    def prefixes(self) -> set[str]:
+        """Ours in the kernel."""
+        return {
+            str(prefix) for (prefix, _), (protocol, _) in self.fib.table.items() if protocol == 132
+        }
+
+    @property
+    def neighbor(self):
+        return self.world.neighbor(TOR)
+
+
+def path(prefix: str) -> Path:
+    return Path(TOR, ip_network(prefix), TOR, (64512,), 1, Origin.IGP)
+
+
+@pytest.fixture
+def node() -> Node:
+    return Node()
+
+
+async def test_a_node_converges_from_nothing(node: Node):
+    """Gateway, block, remote block and default route in the kernel; the block announced."""
+    await node.started()
+    assert node.prefixes() == {"169.254.1.1/32", str(BLOCK), str(REMOTE), str(DEFAULT)}
+    assert set(node.neighbor.holds) == {BLOCK}
+    assert node.loop.report.failures == ()
+
+
+async def test_a_second_pass_changes_nothing(node: Node):
+    """Level-triggered and idempotent: the neighbour hears nothing more."""
+    await node.started()
+    heard, table = list(node.neighbor.heard), dict(node.fib.table)
+    await node.loop.run_pass()
+    assert node.neighbor.heard == heard
+    assert node.fib.table == table
+
+
+async def test_end_of_rib_comes_once_a_session_and_after_our_routes(node: Node):
+    """A helper sweeps our stale routes at End-of-RIB: what is not there by then is lost."""
+    await node.started()
+    words = [line.split()[0] for line in node.neighbor.heard]
+    assert words[0] == "announce"
+    assert words[1:]
+    assert all("end" in line.lower() for line in node.neighbor.heard[1:])
+    once = len(node.neighbor.heard)
+    await node.loop.run_pass()
+    assert len(node.neighbor.heard) == once
+    node.now_s += 50
+    node.world.down(TOR)
+    await node.loop.run_pass()
+    node.world.up(TOR)
+    await node.loop.run_pass()
+    assert len(node.neighbor.heard) > once
+
+
+async def test_a_block_whose_route_failed_is_not_announced(node: Node):
+    """It would attract traffic that this node sends back up its default route."""
+    await node.speaker.start()
+    node.fib.add_foreign(BLOCK, protocol=3)
+    node.world.up(TOR)
+    await node.loop.run_pass()
+    assert await node.loop.run_pass()
+    assert node.neighbor.holds == {}
+    assert not any("end" in line.lower() for line in node.neighbor.heard)
+    assert any("10.244.1.0/26" in failure.key for failure in node.loop.report.failures)
+    assert node.fib.table[BLOCK, 1032][0] == 3
+
+
+async def test_a_store_that_is_away_deletes_and_withdraws_nothing(node: Node):
+    """Last-known-good stays in the kernel and with the neighbour; held things name their gate."""
+    await node.started()
+    node.store.remove("Block", next(r.meta.name for r in await node.store.list("Block")))
+    node.store.fail_next("snapshot", times=3)
+    for _ in range(3):
+        assert await node.loop.run_pass()
+    assert str(BLOCK) in node.prefixes()
+    assert set(node.neighbor.holds) == {BLOCK}
+    assert "unreachable" in (node.loop.store_error or "")
+    await node.loop.run_pass()
+    assert str(BLOCK) not in node.prefixes()
+    assert node.neighbor.holds == {}
+
+
+async def test_an_agent_that_never_saw_the_store_touches_no_route(node: Node):
+    """Killed, restarted, store away: the kernel and the neighbour keep all they have."""
+    await node.started()
+    before, held = node.prefixes(), dict(node.neighbor.holds)
+    node.restart()
+    await node.speaker.start()
+    node.store.fail_next("snapshot", times=2)
+    await node.loop.run_pass()
+    await node.loop.run_pass()
+    assert node.prefixes() == before
+    assert node.neighbor.holds == held
+    assert {h.gate for h in node.loop.report.held} == {"store-out-of-sync"}
+
+
+async def test_learned_routes_wait_for_end_of_rib_after_a_restart(node: Node):
+    """A new agent has no paths yet; the kernel keeps the old routes until the peer said all."""
+    await node.started()
+    node.world.down(TOR)
+    node.neighbor.sends.pop(DEFAULT)
+    node.restart()
+    await node.speaker.start()
+    await node.loop.run_pass()
+    assert {str(REMOTE), str(DEFAULT)} <= node.prefixes()
+    node.world.up(TOR, end_of_rib=False)
+    await node.loop.run_pass()
+    assert {str(REMOTE), str(DEFAULT)} <= node.prefixes()
+    assert {h.gate for h in node.loop.report.held} == {f"no-end-of-rib-from-{TOR}"}
+    node.world.end_of_rib(TOR)
+    await node.loop.run_pass()
+    assert str(REMOTE) in node.prefixes()
+    assert str(DEFAULT) not in node.prefixes()
+
+
+async def test_a_peer_that_never_comes_back_is_not_waited_for_for_ever(node: Node):
+    """After the restart time its routes go."""
+    await node.started()
+    node.world.down(TOR)
+    node.restart()
+    await node.speaker.start()
+    await node.loop.run_pass()
+    assert str(REMOTE) in node.prefixes()
+    node.now_s += 121
+    await node.loop.run_pass()
+    assert str(REMOTE) not in node.prefixes()
+
+
+async def test_a_session_that_ends_takes_its_routes_at_once(node: Node):
+    """The gate is for the time after a start, not for every failure later."""
+    await node.started()
+    node.world.down(TOR)
+    await node.loop.run_pass()
+    assert node.prefixes() == {"169.254.1.1/32", str(BLOCK)}
+
+
+async def test_foreign_routes_are_never_touched(node: Node):
+    """Other protocol, same prefix and metric: a failure that names it; another metric: nothing."""
+    node.fib.add_foreign(REMOTE, protocol=4)
+    node.fib.add_foreign(ip_network("192.0.2.0/24"), protocol=4, metric=5)
+    await node.started()
+    assert node.fib.table[REMOTE, 1032][0] == 4
+    assert node.fib.table[ip_network("192.0.2.0/24"), 5][0] == 4
+    failure = next(f for f in node.loop.report.failures if str(REMOTE) in f.key)
+    assert "4" in failure.error
+
+
+@pytest.mark.parametrize("what", ["read", "links"])
+async def test_a_kernel_that_cannot_be_read_changes_nothing(node: Node, what: str):
+    """No read-back, no conclusions."""
+    await node.started()
+    before, heard = dict(node.fib.table), list(node.neighbor.heard)
+    node.world.unsend(TOR, REMOTE)
+    node.fib.fail_next(what, OSError(5, "no"))
+    assert await node.loop.run_pass()
+    assert (node.fib.table, node.neighbor.heard) == (before, heard)
+    assert not await node.loop.run_pass()
+    assert str(REMOTE) not in node.prefixes()
+
+
+async def test_one_failing_route_stops_no_other(node: Node):
+    """It is named, and the next pass brings it."""
+    node.fib.fail_next("create", OSError(12, "no memory"))
+    await node.speaker.start()
+    assert await node.loop.run_pass()
+    assert len(node.loop.report.failures) == 1
+    await node.started()
+    assert node.loop.report.failures == ()
+
+
+@pytest.mark.parametrize("operation", ["announce", "withdraw"])
+async def test_what_exabgp_refuses_is_tried_again(node: Node, operation: str):
+    """One refusal is a failure of the pass; the next pass brings what is wanted."""
+    await node.started()
+    more = ip_network("10.244.9.0/26")
+    if operation == "withdraw":
+        node.store.remove("Block", next(r.meta.name for r in await node.store.list("Block")))
+    else:
+        await node.store.create_block(Block(more, "pods", "n1", BlockState.CONFIRMED))
+    node.speaker.fail_next(operation, BgpFailure("refused"))
+    assert await node.loop.run_pass()
+    assert set(node.neighbor.holds) == {BLOCK}
+    assert not await node.loop.run_pass()
+    assert set(node.neighbor.holds) == (set() if operation == "withdraw" else {BLOCK, more})
+
+
+async def test_a_lost_link_keeps_the_session_in_the_configuration(node: Node):
+    """A flap must not take the peer out of ExaBGP: graceful restart would be lost with it."""
+    await node.started()
+    node.fib.set_link("uplink0", is_up=False)
+    await node.loop.run_pass()
+    assert TOR in node.world.configured
+    node.fib.set_link("uplink0", is_up=True)
+    await node.loop.run_pass()
+    assert str(REMOTE) in node.prefixes()
+
+
+def pod_link() -> PodLink:
+    return PodLink(Attachment("net", "c" * 64, "eth0"), (ip_address("10.244.1.5"),), 1500)
+
+
+async def test_ensure_writes_the_pod_route_without_a_pass(node: Node):
+    """ADD waits for the kernel's word, not for the loop."""
+    link = pod_link()
+    node.fib.state[link.host_ifname] = LinkState(link.host_ifname, 9, True, 1500, ())
+    await node.loop.ensure(link)
+    await node.loop.ensure(link)
+    assert "10.244.1.5/32" in node.prefixes()
+    assert await node.loop.check(link) == []
+    node.fib.delete(ip_network("10.244.1.5/32"))
+    assert await node.loop.check(link) == [
+        f"host route 10.244.1.5/32 dev {link.host_ifname} is missing"
+    ]
+
+
+async def test_ensure_says_who_holds_the_address(node: Node):
+    """Another route to the same address: refused, not replaced."""
+    link = pod_link()
+    node.fib.state[link.host_ifname] = LinkState(link.host_ifname, 9, True, 1500, ())
+    node.fib.add_foreign(ip_network("10.244.1.5/32"), protocol=4)
+    with pytest.raises(HostRouteError, match=r"10\.244\.1\.5/32"):
+        await node.loop.ensure(link)
+    other = RouteKey(ip_network("10.244.1.5/32"))
+    node.fib.table[other.prefix, other.metric] = (132, (NextHop("s32pod"),))
+    node.fib.fail_next("delete", OSError(16, "busy"), times=9)
+    await node.loop.run_pass()
+    with pytest.raises(HostRouteError, match="s32pod"):
+        await node.loop.ensure(link)
+
+
+async def test_kicks_coalesce_and_cancellation_ends_the_loop(node: Node):
+    """Many kicks, few passes; SIGTERM in the middle of them is not lost."""
+    await node.started()
+    before = node.loop.report.passes
+    running = asyncio.create_task(node.loop.run())
+    for _ in range(200):
+        node.loop.kick("test")
+    await node.loop.next_pass()
+    assert 1 <= node.loop.report.passes - before <= 5
+    node.loop.kick("test")
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
