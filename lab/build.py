@@ -77,14 +77,19 @@ def environment(paths: LabPaths) -> dict[str, str]:
     }
 
 
+def require_root() -> None:
+    """Raises LabFailure unless this is root."""
+    if os.geteuid() != 0:
+        raise LabFailure("a lab needs root: it lives in network namespaces")
+
+
 def check_machine(shape: Shape) -> None:
     """Whether a lab can be built here at all.
 
     Raises:
         LabFailure: names everything that is missing, and the packages that have it.
     """
-    if os.geteuid() != 0:
-        raise LabFailure("a lab needs root: it makes network namespaces")
+    require_root()
     path = f"{os.environ.get('PATH', '')}:{runtime.HOST_PATH}"
     missing = [p for p in NEEDED_PROGRAMS if shutil.which(p, path=path) is None]
     if missing:

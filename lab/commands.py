@@ -62,6 +62,7 @@ def _name_option(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _open(name: str, *, progress: Progress) -> Lab:
+    build.require_root()
     found = build.open_lab(name, progress=progress)
     if found is None:
         raise Exit(f"no lab {name!r} here; 'slash32 lab up' builds one", UNREACHABLE)
@@ -107,6 +108,7 @@ def down(name: str) -> None:
     """Take a lab away: pods by CNI DEL, then processes, namespaces and files."""
     with _failures_as_exit_codes():
         progress = Progress()
+        build.require_root()
         found = build.open_lab(name, progress=progress)
         if found is None:
             click.echo(f"no lab {name!r} here")

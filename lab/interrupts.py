@@ -29,10 +29,10 @@ class Interrupted(BaseException):
 
 @dataclass(slots=True)
 class _Asked:
-    """The first signal that came, and whether ``check`` has raised for it."""
+    """The first signal that came; ``is_over`` once ``check`` shall not raise for it (any more)."""
 
     number: int | None = None
-    is_raised: bool = False
+    is_over: bool = False
 
 
 _asked = _Asked()
@@ -45,11 +45,16 @@ def check() -> None:
         Interrupted: a signal has come since ``interruptible`` began; once only, so that what
             cleans up is not interrupted itself.
     """
-    if _asked.number is None or _asked.is_raised:
+    if _asked.number is None or _asked.is_over:
         return
     if threading.current_thread() is threading.main_thread():
-        _asked.is_raised = True
+        _asked.is_over = True
         raise Interrupted(_asked.number)
+
+
+def shield() -> None:
+    """From here on the command is cleaning up, and a signal only asks for patience."""
+    _asked.is_over = True
 
 
 @contextmanager
@@ -63,7 +68,7 @@ def interruptible() -> Iterator[None]:
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         del frame
-        if asked.number is None:
+        if asked.number is None and not asked.is_over:
             asked.number = number
         else:
             print("slash32: cleaning up, please wait", file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cni.podlink import GATEWAY_V4
-from lab import namespaces, processes, runtime, state
+from lab import interrupts, namespaces, processes, runtime, state
 from lab.build import ADDS_AT_ONCE, Lab
 from lab.plan import LabFailure, LabPaths, Machine, Pod
 from lab.state import LabBusy, LabState
@@ -149,6 +149,7 @@ def down(
         LabFailure: something does not go away, or another command is at work on the lab.
     """
     take_over(lab, run_root=run_root)
+    interrupts.shield()
     problems: list[str] = []
     if agents_alive(lab):
         problems = delete_pods(lab)

@@ -40,6 +40,19 @@ def test_a_second_signal_asks_for_patience(capsys):
     assert capsys.readouterr().err == "slash32: cleaning up, please wait\n"
 
 
+def test_cleaning_up_that_has_begun_is_not_interrupted(capsys):
+    """A first signal then is answered like a second."""
+    with interrupts.interruptible():
+        interrupts.shield()
+        _signal_ourselves()
+        interrupts.check()
+    assert capsys.readouterr().err == "slash32: cleaning up, please wait\n"
+    with interrupts.interruptible():
+        _signal_ourselves()
+        with pytest.raises(interrupts.Interrupted):
+            interrupts.check()
+
+
 def test_handlers_are_as_before_once_the_command_is_over():
     """Also when it failed; and what came and was not raised is forgotten."""
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
