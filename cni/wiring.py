@@ -134,7 +134,7 @@ class KernelWiring:
             WiringError: anything else; nothing is left behind.
         """
         self._refuse_bad_namespace(netns_fd)
-        self._refuse_bad_mtu(link)
+        self._refuse_bad_link(link)
         alias = link.alias
         with _as_wiring_error(link.host_ifname), self._lock:
             ifindex = self._make_pair(link, netns_fd)
@@ -284,7 +284,10 @@ class KernelWiring:
         if is_same_namespace(netns_fd, self._home_fd):
             raise OwnNamespace("the pod's network namespace is the host's own")
 
-    def _refuse_bad_mtu(self, link: PodLink) -> None:
+    def _refuse_bad_link(self, link: PodLink) -> None:
+        if "%" in link.attachment.ifname:
+            # The kernel takes it for a template and would name the pod end eth0, eth1, ...
+            raise WiringError(f"interface name {link.attachment.ifname!r} holds a %")
         least, most = hostend.MIN_MTU_BYTES, hostend.MAX_MTU_BYTES
         if not least <= link.mtu_bytes <= most:
             raise WiringError(f"MTU {link.mtu_bytes} is outside {least} to {most}")

@@ -340,7 +340,7 @@ def test_what_is_no_network_namespace_is_refused(host, wiring):
     assert names_in(host) == {"lo"}
 
 
-@pytest.mark.parametrize("ifname", ["a/b", "..", "a b", "all", "x" * 16, "", "lo", "a:b"])
+@pytest.mark.parametrize("ifname", ["a/b", "..", "a b", "all", "x" * 16, "", "lo", "a:b", "eth%d"])
 def test_hostile_interface_names_leave_nothing(host, pod, wiring, ifname):
     """The kernel is the judge; whatever it says, it says it before anything stays."""
     with pytest.raises(WiringError):
