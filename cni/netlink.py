@@ -257,6 +257,7 @@ class NetlinkSocket:
         netns_fd: the namespace it is opened in; None is the calling thread's.
         groups: multicast groups (RTNLGRP_*). A socket with groups is for ``events`` only.
         receive_buffer_bytes: forced above the system's limit when we may, else as far as it goes.
+        protocol: NETLINK_ROUTE, or another that speaks in the same messages (NETLINK_NETFILTER).
     """
 
     def __init__(
@@ -265,10 +266,11 @@ class NetlinkSocket:
         netns_fd: int | None = None,
         groups: Sequence[int] = (),
         receive_buffer_bytes: int = 1 << 20,
+        protocol: int = socket.NETLINK_ROUTE,
     ) -> None:
         with inside(netns_fd):
             self._socket = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
             )
         try:
             self._set_options(receive_buffer_bytes)

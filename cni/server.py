@@ -27,18 +27,18 @@ from pathlib import Path
 from typing import Protocol
 
 from cni.attach import HostRouteError
-from cni.errors import CniError, Code, shown
+from cni.errors import CniError, Code
+from cni.frame import REQUEST_MAX_BYTES, FrameError, split_request
 from cni.ipam.allocator import NoAddress
 from cni.ipam.block import BlockStoreError
 from cni.podlink import AliasError
+from cni.recorded import directory_of, replay
 from cni.result import NEWEST_VERSION, Result, render_result
 from cni.spec import Request, asked_version, parse_request, render_error
 from cni.wiring import LinkExists, NamespaceGone, OwnNamespace, PodInterfaceExists, WiringError
 
 log = logging.getLogger(__name__)
 
-MAGIC = b"slash32-cni 1\0"
-REQUEST_MAX_BYTES = 1 << 20
 READ_DEADLINE_S = 5.0
 """The plugin sends at once what it has read already."""
 WRITE_DEADLINE_S = 5.0
@@ -50,16 +50,13 @@ CLOSE_GRACE_S = 5.0
 PROBE_DEADLINE_S = 1.0
 ACCEPT_PAUSE_S = 0.05
 """Between two tries of accept when the process has no descriptor left."""
+REPLAY_INTERVAL_S = 30.0
 _MAX_DESCRIPTORS = 8
 _CHUNK_BYTES = 65536
 
 
 class SocketInUse(Exception):
     """Another live agent answers on the CNI socket, or the path is something else's."""
-
-
-class FrameError(Exception):
-    """The bytes on the connection are not a request of our protocol."""
 
 
 class Verbs(Protocol):
@@ -112,6 +109,7 @@ class CniServer:
         self._read_deadline_s = read_deadline_s
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
+        self._replaying: asyncio.Task[None] | None = None
         self._connections: dict[_Connection, None] = {}
         """In order of arrival: the first that still reads is the one to give way."""
 
@@ -125,13 +123,19 @@ class CniServer:
         Path(self._path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         remove_stale_socket(self._path)
         self._listener = open_listener(self._path)
+        # Listening first: from here on a launcher waits for us instead of recording its DEL, and
+        # no ADD is served before the deletions that came before it.
+        await replay(directory_of(self._path), self._verbs)
         self._accepting = asyncio.create_task(self._accept(self._listener), name="cni-accept")
+        self._replaying = asyncio.create_task(self._replay_for_ever(), name="cni-replay")
 
     async def close(self) -> None:
         """Stops listening, lets verbs under way end for a moment, then cancels them."""
         if self._accepting is not None and self._listener is not None:
-            self._accepting.cancel()
-            await asyncio.gather(self._accepting, return_exceptions=True)
+            background = [t for t in (self._accepting, self._replaying) if t is not None]
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
             self._listener.close()
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
@@ -167,6 +171,15 @@ class CniServer:
             self._open(client)
             # accept does not wait while clients queue; the tasks it feeds must have their turn.
             await asyncio.sleep(0)
+
+    async def _replay_for_ever(self) -> None:
+        """A launcher that was refused an instant before we listened records its DEL after it."""
+        while True:
+            await asyncio.sleep(REPLAY_INTERVAL_S)
+            try:
+                await replay(directory_of(self._path), self._verbs)
+            except OSError as error:
+                log.warning("recorded_del_unreachable error=%s", error)
 
     def _open(self, client: socket.socket) -> None:
         connection = _Connection(client)
@@ -283,33 +296,6 @@ def as_cni_error(error: Exception) -> CniError:
 
 
 # -- the frame ---------------------------------------------------------------------------------
-
-
-def split_request(data: bytes) -> tuple[dict[str, str], bytes]:
-    """Environment and standard input of one request.
-
-    Raises:
-        FrameError: the bytes have another form.
-    """
-    if not data.startswith(MAGIC):
-        raise FrameError(f"it begins with {shown(data[: len(MAGIC)])}, not with {shown(MAGIC)}")
-    environment: dict[str, str] = {}
-    position = len(MAGIC)
-    while True:
-        end = data.find(b"\0", position)
-        if end < 0:
-            raise FrameError("its environment has no end")
-        entry = data[position:end]
-        position = end + 1
-        if not entry:
-            return environment, data[position:]
-        key, equals, value = entry.partition(b"=")
-        if not equals or not key.startswith(b"CNI_"):
-            raise FrameError("its environment has an entry that is not CNI_*=VALUE")
-        try:
-            environment[key.decode("ascii")] = value.decode("utf-8")
-        except UnicodeDecodeError:
-            raise FrameError(f"the value of {shown(key)} is not UTF-8") from None
 
 
 async def receive_request(sock: socket.socket, data: bytearray, descriptors: list[int]) -> None:

@@ -1,10 +1,10 @@
 """Allocator: gives each attachment of this node its addresses, from blocks the node owns.
 
-How a node comes to own a block: walk ``pool.candidate_blocks(node)``, create the block PENDING
-(the CIDR is the key, so create is the lock), then update it to CONFIRMED by compare-and-swap. Only
-a block whose confirmation was *seen* is assigned from. Whatever breaks in between leaves a PENDING
-block of ours, which the next look at the store finds and confirms; nothing leaks, and a create
-whose answer was lost is found the same way.
+How a node comes to own a block (``claims.py``): walk ``pool.candidate_blocks(node)``, create the
+block PENDING (the CIDR is the key, so create is the lock), then update it to CONFIRMED by
+compare-and-swap. Only a block whose confirmation was *seen* is assigned from. Whatever breaks in
+between leaves a PENDING block of ours, which the next look at the store finds and confirms;
+nothing leaks, and a create whose answer was lost is found the same way.
 
 Invariants:
     * An address has at most one holder, and a holder at most one address of a family.
@@ -23,21 +23,14 @@ block's release), or keep a record of assignments (the kernel's pod links are th
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 
 from cni.attachment import Address, Attachment
-from cni.ipam.block import (
-    Block,
-    BlockConflict,
-    BlockExists,
-    BlockState,
-    BlockStore,
-    BlockStoreError,
-)
+from cni.ipam.block import Block, BlockState, BlockStore, BlockStoreError
+from cni.ipam.claims import Claims
 from cni.ipam.cooldown import CooldownFile
 from cni.ipam.pool import IPPool, Prefix
 from cni.ipam.usage import BlockUsage
@@ -46,12 +39,8 @@ log = structlog.get_logger("cni.ipam")
 
 CLAIM_ATTEMPTS_MAX = 64
 """Creates tried in one claim. Each failure means another node took that very CIDR a moment ago."""
-CONFIRM_ATTEMPTS_MAX = 4
-"""Confirmations tried for one block; a conflict means something else wrote it in between."""
 OUTSIDE_RESTING_MAX = 4096
 """Resting addresses remembered that are in no block of ours (yet); the oldest go first."""
-DELETED_UIDS_MAX = 1024
-"""Blocks we deleted, remembered so that a late answer of the store cannot bring one back."""
 FAMILIES = (4, 6)
 
 
@@ -102,7 +91,7 @@ class Allocator:
         cooldown_file: str | None = None,
     ) -> None:
         self._node = node
-        self._store = store
+        self._claims = Claims(node, store)
         self._pools = pools
         self._clock = clock
         self._cooldown_s = cooldown_s
@@ -110,11 +99,10 @@ class Allocator:
         self._lost: dict[Prefix, str] = {}
         self._unconfirmed: dict[Prefix, str] = {}
         self._leaving: dict[Prefix, Block] = {}
-        self._deleted_uids: deque[str] = deque(maxlen=DELETED_UIDS_MAX)
         self._addresses: dict[Attachment, tuple[Address, ...]] = {}
         self._holders: dict[Address, Attachment] = {}
         self._outside_s: dict[Address, float] = {}
-        self._claims = {version: asyncio.Lock() for version in FAMILIES}
+        self._locks = {version: asyncio.Lock() for version in FAMILIES}
         self._store_fault = ""
         self._journal = (
             CooldownFile(cooldown_file, cooldown_s=cooldown_s) if cooldown_file else None
@@ -143,7 +131,7 @@ class Allocator:
             missing = self._assign_from_owned(attachment)
             if missing is None:
                 continue
-            async with self._claims[missing]:
+            async with self._locks[missing]:
                 # Others claimed while this one waited: usually there is room now.
                 if attachment not in self._addresses and not self._has_room(missing):
                     await self._claim(missing)
@@ -211,9 +199,9 @@ class Allocator:
         """
         if blocks is not None and self._agrees(blocks):
             return
-        async with self._claims[4], self._claims[6]:
+        async with self._locks[4], self._locks[6]:
             try:
-                await self._take_over(await self._list(), FAMILIES)
+                await self._take_over(await self._claims.list(), FAMILIES)
             except BlockStoreError as error:
                 if blocks is None:
                     raise
@@ -233,7 +221,7 @@ class Allocator:
         Raises:
             BlockStoreError: the store cannot be used; what was done stays done.
         """
-        async with self._claims[4], self._claims[6]:
+        async with self._locks[4], self._locks[6]:
             deleted = [cidr for cidr in list(self._leaving) if await self._delete(cidr)]
             for owned in self._surplus():
                 # Asked again: an assign may have run while the last one was being marked.
@@ -330,7 +318,7 @@ class Allocator:
             NoAddress: every block of the usable pools is taken.
             BlockStoreError: the store cannot be used, or too many claims were lost to others.
         """
-        blocks = await self._list()
+        blocks = await self._claims.list()
         await self._take_over(blocks, (version,))
         if self._has_room(version):
             return
@@ -350,7 +338,9 @@ class Allocator:
                         f"{CLAIM_ATTEMPTS_MAX} IPv{version} blocks in a row were claimed by other "
                         "nodes first; try again"
                     )
-                if await self._claim_one(Block(cidr, pool.name, self._node, BlockState.PENDING)):
+                block = await self._claims.claim(cidr, pool.name)
+                if block is not None:
+                    self._own(block)
                     return
         raise self._exhausted(version)
 
@@ -363,66 +353,6 @@ class Allocator:
             ),
             key=lambda pool: pool.name,
         )
-
-    async def _claim_one(self, wanted: Block) -> bool:
-        """Both phases for one CIDR. False when another node has it.
-
-        Raises:
-            BlockStoreError: the store cannot be used; a PENDING block of ours may be left.
-        """
-        try:
-            created = await self._store.create_block(wanted)
-        except BlockExists:
-            log.debug("block_taken", block=str(wanted.cidr))
-            return False
-        except BlockStoreError:
-            # The answer was lost, the block perhaps not: only the store knows.
-            found = await self._find(wanted.cidr)
-            if found is None or found.node != self._node:
-                raise
-            created = found
-        return await self._confirm(created)
-
-    async def _confirm(self, block: Block) -> bool:
-        """Confirms a block of ours and takes it into use. False when it is not ours any more.
-
-        Raises:
-            BlockStoreError: the confirmation was not seen; the block is not used.
-        """
-        for _ in range(CONFIRM_ATTEMPTS_MAX):
-            if block.state is BlockState.CONFIRMED:
-                self._own(block)
-                return True
-            fault: BlockStoreError
-            try:
-                block = await self._store.update_block(replace(block, state=BlockState.CONFIRMED))
-                continue
-            except BlockStoreError as error:
-                fault = error
-            found = await self._find(block.cidr)
-            if found is None or found.node != self._node:
-                log.info("block_lost", block=str(block.cidr), reason=str(fault))
-                return False
-            if found == block and not isinstance(fault, BlockConflict):
-                # Nothing was written: the store refuses or is away, and asking again is no help.
-                self._unconfirmed[block.cidr] = str(fault)
-                raise fault
-            block = found
-        if block.state is BlockState.CONFIRMED:
-            self._own(block)
-            return True
-        self._unconfirmed[block.cidr] = "it kept changing while it was being confirmed"
-        raise BlockConflict(
-            f"block {block.cidr} changed {CONFIRM_ATTEMPTS_MAX} times while it was being confirmed"
-        )
-
-    async def _find(self, cidr: Prefix) -> Block | None:
-        return next((b for b in await self._list() if b.cidr == cidr), None)
-
-    async def _list(self) -> list[Block]:
-        """The store's blocks, without those we deleted (a late answer may still have them)."""
-        blocks = await self._store.list_blocks()
-        return [block for block in blocks if block.uid not in self._deleted_uids]
 
     def _exhausted(self, version: int) -> NoAddress:
         now_s = self._clock()
@@ -486,10 +416,13 @@ class Allocator:
             if block.cidr in self._owned:
                 self._lose(block.cidr, "is not confirmed any more")
             try:
-                await self._confirm(block)
+                confirmed = await self._claims.confirm(block)
             except BlockStoreError as error:
                 self._unconfirmed[block.cidr] = str(error)
                 log.warning("block_unconfirmed", block=str(block.cidr), error=str(error))
+            else:
+                if confirmed is not None:
+                    self._own(confirmed)
 
     def _own(self, block: Block) -> None:
         """Takes a CONFIRMED block of ours into use, with what is known of its addresses."""
@@ -548,18 +481,13 @@ class Allocator:
         return surplus
 
     async def _mark_for_deletion(self, owned: _Owned) -> None:
-        # Out of use before the first await: an assign that runs meanwhile must not find it.
+        # Out of use before the first await: an assign that runs meanwhile must not find it. When
+        # the answer is in doubt it stays out of use until a refresh has seen what it is.
         cidr = owned.block.cidr
         del self._owned[cidr]
-        try:
-            self._leaving[cidr] = await self._store.update_block(
-                replace(owned.block, state=BlockState.PENDING_DELETION)
-            )
-            log.info("block_leaving", block=str(cidr))
-        except BlockConflict:
-            # Something else wrote it; the next refresh reads what it is now.
-            log.info("block_changed", block=str(cidr))
-        # Any other fault leaves it marked or not; it stays out of use until a refresh has seen it.
+        marked = await self._claims.mark(owned.block)
+        if marked is not None:
+            self._leaving[cidr] = marked
 
     async def _delete(self, cidr: Prefix) -> bool:
         """Deletes a block that is PENDING_DELETION. False when it is not to be deleted now."""
@@ -567,15 +495,10 @@ class Allocator:
         if any(_contains(cidr, address) for address in self._holders):
             return False
         try:
-            await self._store.delete_block(block)
-        except BlockConflict:
-            return False
+            return await self._claims.delete(block)
         except BlockStoreError:
             self._leaving[cidr] = block
             raise
-        self._deleted_uids.append(block.uid)
-        log.info("block_released", block=str(cidr))
-        return True
 
 
 def _contains(cidr: Prefix, address: Address) -> bool:

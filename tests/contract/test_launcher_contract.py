@@ -18,7 +18,7 @@ import pytest
 
 from cni.errors import Code
 from cni.result import SUPPORTED_VERSIONS
-from cni.server import MAGIC, REQUEST_MAX_BYTES, split_request
+from cni.frame import MAGIC, REQUEST_MAX_BYTES, split_request
 from tests.fakes.launcher import (
     FORMS,
     QUICK_DEADLINE_S,

@@ -28,7 +28,7 @@ from cni.result import (
     parse_result,
     render_result,
 )
-from cni.server import MAGIC, FrameError, split_request
+from cni.frame import MAGIC, FrameError, split_request
 from cni.spec import Command, parse_request, render_error
 from tests.fakes.cni import Node
 from tests.fakes.runtime import agent_beside, execute

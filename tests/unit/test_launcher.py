@@ -26,7 +26,7 @@ from cni.launcher.build import (
     compiler_for,
     main,
 )
-from cni.server import split_request
+from cni.frame import split_request
 from tests.contract.test_launcher_contract import DELETION, conf, frame_of
 from tests.fakes.launcher import FakeAgent, built, execute, launcher
 

@@ -18,8 +18,8 @@ import pytest
 
 from cni import plugin
 from cni.errors import Code
+from cni.frame import MAGIC, REQUEST_MAX_BYTES
 from cni.result import SUPPORTED_VERSIONS
-from cni.server import MAGIC, REQUEST_MAX_BYTES
 from cni.spec import SOCKET_PATH_MAX_BYTES, Command
 from tests.fakes.cni import Node
 from tests.fakes.runtime import Outcome, agent_beside, execute, network_namespace

@@ -55,7 +55,7 @@ def test_the_walk_of_an_endless_pool_starts_at_once():
     walk = list(islice(pool.candidate_blocks("node-a"), 3))
 
     assert len(set(walk)) == 3
-    assert all(block.subnet_of(pool.cidr) and block.prefixlen == 122 for block in walk)
+    assert all(b.network_address in pool.cidr and b.prefixlen == 122 for b in walk)
 
 
 def test_a_low_ipv6_block_stays_ipv6():

@@ -14,18 +14,15 @@ import pytest
 
 from cni.attach import HostRouteError
 from cni.errors import CniError, Code
+from cni.frame import MAGIC, REQUEST_MAX_BYTES, FrameError, split_request
 from cni.ipam.allocator import NoAddress
 from cni.ipam.block import BlockConflict, BlockStoreError
 from cni.podlink import AliasError
 from cni.result import Interface, Result
 from cni.server import (
-    MAGIC,
-    REQUEST_MAX_BYTES,
     CniServer,
-    FrameError,
     SocketInUse,
     as_cni_error,
-    split_request,
 )
 from cni.spec import Request
 from cni.wiring import LinkExists, NamespaceGone, OwnNamespace, PodInterfaceExists, WiringError
