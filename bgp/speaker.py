@@ -55,6 +55,7 @@ RETRY_S = 1.0
 RELOAD_WAIT_S = 1.0
 """How long ``set_peers`` waits for ExaBGP to take a change; afterwards it goes on by itself."""
 BACKLOG = 4
+DECODE_AT_ONCE = 500
 
 AdvertisementKey = tuple[Address, Prefix]
 
@@ -426,8 +427,12 @@ class Speaker:
         async with self._out_lock:
             states = api.decode_neighbors(await _lines(conversation, api.SHOW_NEIGHBORS))
             ebgp = {state.peer: state.is_ebgp for state in states}
-            lines = await _lines(conversation, api.SHOW_ADJ_RIB_IN)
-            dump = [api.decode_adj_rib_in(line, ebgp=ebgp) for line in lines]
+            dump = []
+            for number, line in enumerate(await _lines(conversation, api.SHOW_ADJ_RIB_IN)):
+                dump.append(api.decode_adj_rib_in(line, ebgp=ebgp))
+                if number % DECODE_AT_ONCE == 0:
+                    # A full table takes seconds, and a pod's ADD must not wait for them.
+                    await asyncio.sleep(0)
             again = self._beliefs.read_back(
                 states, dump, is_same_exabgp=is_same, now_s=self._clock()
             )

@@ -93,6 +93,13 @@ class Routers:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
         self._made.clear()
 
+    def swallow(self, number: int, host: int) -> Address:
+        """An address on router ``number``'s link where everything sent vanishes unanswered."""
+        address = ip_address(f"10.255.{number}.{host}")
+        _ip("-n", self.node, "neigh", "add", str(address), "lladdr", "02:00:00:00:00:77",
+            "dev", f"up{number}", "nud", "permanent")  # fmt: skip
+        return address
+
     def peer(self, number: int, *, families: tuple[Family, ...] = tuple(Family)) -> Peer:
         """The node's session with router ``number``."""
         return Peer(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,9 @@ async def test_a_peer_can_be_added_while_another_is_out_of_reach(
     routers: Routers, node: RealSpeakers
 ) -> None:
     """ExaBGP drops a reload while anything waits for a session; so nothing may ever wait there."""
-    one, two = routers.peer(1), routers.peer(2)
+    # Attempts hang there; one that is refused would let ExaBGP clean up.
+    one = replace(routers.peer(1), address=routers.swallow(1, 77))
+    two = routers.peer(2)
     routers.birds[2].start()
     await node.start()
     await node.speaker.set_peers({one.address: one})
@@ -293,7 +296,7 @@ def start_exabgp(routers: Routers, conf: Path) -> subprocess.Popen[bytes]:
 def test_an_agent_that_is_killed_again_and_again_moves_nothing(
     routers: Routers, tmp_path: Path, exabgp_of: list[subprocess.Popen[bytes]]
 ) -> None:
-    """Ten SIGKILLs: one session, one announcement, no withdrawal, nothing sent twice."""
+    """Six SIGKILLs: one session, one announcement, no withdrawal, nothing sent twice."""
     routers.send(1, [LEARNED])
     bird = routers.birds[1]
     bird.start()
@@ -306,7 +309,7 @@ def test_an_agent_that_is_killed_again_and_again_moves_nothing(
         wait_until(lambda: str(BLOCK) in bird.routes("node"), what="announced")
         wait_until(lambda: agent.report()["paths"] == 1, what="learned")
         before = bird.sessions_so_far("node"), bird.route_changes("node")
-        for _ in range(10):
+        for _ in range(6):
             agent.kill()
             assert str(BLOCK) in bird.routes("node")
             agent.start()
@@ -323,8 +326,8 @@ def test_an_agent_that_is_killed_again_and_again_moves_nothing(
 def test_a_stopped_agent_does_not_stop_the_keepalives(
     routers: Routers, tmp_path: Path, exabgp_of: list[subprocess.Popen[bytes]]
 ) -> None:
-    """Two hold times with a frozen agent and more news than pipes hold; then it has it all."""
-    count = 50_000
+    """More than a hold time with a frozen agent and more news than pipes hold; then it has it all."""
+    count = 40_000
     bird = routers.birds[1]
     routers.send(1, [LEARNED])
     bird.start()
@@ -341,7 +344,7 @@ def test_a_stopped_agent_does_not_stop_the_keepalives(
         routers.send(1, [str(ip_network((0x64000000 + n * 16, 28))) for n in range(count)])
         # The negotiated hold time is 3 s; without keepalives the session would not see the end.
         frozen_s = time.monotonic()
-        wait_until(lambda: time.monotonic() - frozen_s > 6.5, what="two hold times are over")
+        wait_until(lambda: time.monotonic() - frozen_s > 5.0, what="a hold time is well over")
         assert bird.sessions_so_far("node") == 1
         assert "Established" in bird.ask("show protocols node")
         agent.signal(signal.SIGCONT)
