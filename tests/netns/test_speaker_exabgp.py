@@ -326,7 +326,7 @@ def test_an_agent_that_is_killed_again_and_again_moves_nothing(
 def test_a_stopped_agent_does_not_stop_the_keepalives(
     routers: Routers, tmp_path: Path, exabgp_of: list[subprocess.Popen[bytes]]
 ) -> None:
-    """More than a hold time with a frozen agent and more news than pipes hold; then it has it all."""
+    """Longer than the hold time, and with more news than pipes hold; then it has it all."""
     count = 40_000
     bird = routers.birds[1]
     routers.send(1, [LEARNED])

@@ -21,9 +21,10 @@ def supervising(conf: Path, child: str) -> Iterator[subprocess.Popen[bytes]]:
     """supervise() in a process of its own, with a Python program instead of ExaBGP."""
     program = (
         "import sys\n"
-        "import bgp.supervise\n"
-        "bgp.supervise.STOP_LIMIT_S, bgp.supervise.TERMINATE_AGAIN_S = 0.5, 0.1\n"
-        "sys.exit(bgp.supervise.supervise(sys.argv[1], command=[sys.executable, '-c', sys.argv[2]]))\n"
+        "from bgp import supervise as under_test\n"
+        "under_test.STOP_LIMIT_S, under_test.TERMINATE_AGAIN_S = 0.5, 0.1\n"
+        "command = [sys.executable, '-c', sys.argv[2]]\n"
+        "sys.exit(under_test.supervise(sys.argv[1], command=command))\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(conf), child],
