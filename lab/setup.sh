@@ -48,6 +48,22 @@ ping iputils-ping
 tcpdump tcpdump
 nft nftables
 LIST
+    if [ "$extra" = dev ]; then
+        while read -r program package; do
+            command -v "$program" >/dev/null || [ -e "$program" ] || echo "$package"
+        done <<LIST
+containerd containerd
+ctr containerd
+runc runc
+busybox busybox-static
+podman podman
+conmon conmon
+/usr/lib/cni/portmap containernetworking-plugins
+iptables iptables
+curl curl
+musl-gcc musl-tools
+LIST
+    fi
     if [ "$python" = none ]; then
         echo python3
         echo python3-venv
@@ -65,6 +81,16 @@ quiet_bird() {
         /etc/init.d/bird stop >/dev/null 2>&1 || true
         update-rc.d bird disable >/dev/null 2>&1 || true
     fi
+}
+
+# The same for the runtimes that the tests drive with a configuration of their own.
+quiet_runtimes() {
+    [ -d /run/systemd/system ] || return 0
+    for unit in containerd.service podman.service podman.socket podman-restart.service \
+        podman-auto-update.service podman-auto-update.timer; do
+        case "$unit" in containerd*) package=containerd ;; *) package=podman ;; esac
+        case " $packages" in *" $package "*) systemctl disable --now "$unit" >/dev/null 2>&1 || true ;; esac
+    done
 }
 
 install_packages() {
@@ -85,6 +111,7 @@ install_packages() {
     fi
     rm -f "$log"
     case " $packages" in *" bird2 "*) quiet_bird ;; esac
+    quiet_runtimes
     python="$(find_python)"
     left="$(missing_packages | sort -u | tr '\n' ' ')"
     [ -z "$left" ] || fail "still missing after apt-get: $left"
