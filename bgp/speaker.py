@@ -22,12 +22,15 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Protocol
 
 from bgp import exabgp_api as api
 from bgp import exabgp_conf
+from bgp.advertising import AdvertisementDelta as AdvertisementDelta
+from bgp.advertising import AdvertisementKey as AdvertisementKey
+from bgp.advertising import BgpFailure as BgpFailure
+from bgp.advertising import NotSent as NotSent
+from bgp.conf_file import read_conf, write_conf
 from bgp.conversation import Conversation, ConversationLost
 from bgp.exabgp_api import Hello, ProtocolError
 from bgp.paths import (
@@ -38,7 +41,6 @@ from bgp.paths import (
     Path,
     Peer,
     PeerStatus,
-    Prefix,
     SessionUp,
 )
 from bgp.sessions import RejectedRoute, Sessions
@@ -56,37 +58,6 @@ RELOAD_WAIT_S = 1.0
 """How long ``set_peers`` waits for ExaBGP to take a change; afterwards it goes on by itself."""
 BACKLOG = 4
 DECODE_AT_ONCE = 500
-
-AdvertisementKey = tuple[Address, Prefix]
-
-
-class BgpFailure(Exception):
-    """Something could not be done; the sentence says what and why. Trying again may help."""
-
-
-class AdvertisementDelta(Protocol):
-    """What ``apply`` needs of routing.delta.Delta."""
-
-    @property
-    def create(self) -> Mapping[AdvertisementKey, Advertisement]:
-        """To announce."""
-
-    @property
-    def replace(self) -> Mapping[AdvertisementKey, tuple[Advertisement, Advertisement]]:
-        """(old, new): to announce anew; BGP replaces implicitly."""
-
-    @property
-    def delete(self) -> Mapping[AdvertisementKey, Advertisement]:
-        """To withdraw."""
-
-
-@dataclass(frozen=True, slots=True)
-class NotSent:
-    """One announcement or withdrawal that did not happen. Fields as in routing.delta.Failure."""
-
-    key: AdvertisementKey
-    operation: str
-    error: str
 
 
 class Speaker:
@@ -223,13 +194,13 @@ class Speaker:
             OSError: the file cannot be written; nothing changes.
         """
         wanted = dict(peers)
-        if wanted == self._peers and _read(self._conf_path) is not None:
+        if wanted == self._peers and read_conf(self._conf_path) is not None:
             return
         conf = exabgp_conf.render(
             wanted, python=self._python, bridge=BRIDGE, socket_path=self._socket_path
         )
-        if _read(self._conf_path) != conf.text:
-            _write(self._conf_path, conf.text)
+        if read_conf(self._conf_path) != conf.text:
+            write_conf(self._conf_path, conf.text)
         self._peers, self._conf = wanted, conf
         self._beliefs.configure({a: peer.local_address for a, peer in wanted.items()})
         self._held = {key: value for key, value in self._held.items() if self._is_ours(key)}
@@ -544,21 +515,3 @@ async def _lines(conversation: Conversation, command: str) -> list[str]:
     if not answer.ok:
         raise ProtocolError(f"ExaBGP refused {command!r}")
     return answer.lines
-
-
-def _read(path: str) -> str | None:
-    try:
-        return FilePath(path).read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
-def _write(path: str, text: str) -> None:
-    """Replaces the file at once, mode 0600: ExaBGP never reads half of it, nobody else any."""
-    fresh = f"{path}.new"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(fresh)
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(text)
-    os.replace(fresh, path)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bgp.conf_file import read_conf, write_conf
 from bgp.exabgp_conf import MAX_PEERS, Conf, ConfError, render
 from bgp.paths import Address, Family, Peer
 from bgp.supervise import exabgp_environment
@@ -183,3 +184,22 @@ def test_exabgp_refuses_what_it_does_not_know(tmp_path: Path) -> None:
         check=False,
     )
     assert finished.returncode != 0
+
+
+def test_the_file_is_private_and_never_half_written(tmp_path: Path) -> None:
+    """Mode 0600 whatever the umask; what is left of a killed writer, or planted, is replaced."""
+    file = tmp_path / "exabgp.conf"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("untouched")
+    (tmp_path / "exabgp.conf.new").symlink_to(elsewhere)
+    assert read_conf(str(file)) is None
+    before = os.umask(0)
+    try:
+        write_conf(str(file), "first\n")
+        write_conf(str(file), "second\n")
+    finally:
+        os.umask(before)
+    assert read_conf(str(file)) == "second\n"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert elsewhere.read_text() == "untouched"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "exabgp.conf"]
