@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from cni.errors import Code
-from cni.result import SUPPORTED_VERSIONS
 from cni.frame import MAGIC, REQUEST_MAX_BYTES, split_request
+from cni.result import SUPPORTED_VERSIONS
 from tests.fakes.launcher import (
     FORMS,
     QUICK_DEADLINE_S,

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cni.errors import CniError, Code, shown
+from cni.frame import MAGIC, FrameError, split_request
 from cni.podlink import decode_alias, encode_alias
 from cni.result import (
     SUPPORTED_VERSIONS,
@@ -28,7 +29,6 @@ from cni.result import (
     parse_result,
     render_result,
 )
-from cni.frame import MAGIC, FrameError, split_request
 from cni.spec import Command, parse_request, render_error
 from tests.fakes.cni import Node
 from tests.fakes.runtime import agent_beside, execute

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from cni.frame import split_request
 from cni.launcher.build import (
     ARCHITECTURES,
     SIZE_MAX_BYTES,
@@ -26,7 +27,6 @@ from cni.launcher.build import (
     compiler_for,
     main,
 )
-from cni.frame import split_request
 from tests.contract.test_launcher_contract import DELETION, conf, frame_of
 from tests.fakes.launcher import FakeAgent, built, execute, launcher
 

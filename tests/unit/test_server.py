@@ -409,12 +409,12 @@ async def test_what_is_no_socket_is_not_replaced(path: str, verbs: RecordingVerb
     """Somebody's file stays."""
     os.mkdir(os.path.dirname(path))
     precious = Path(path)
-    precious.write_text("precious")  # noqa: ASYNC240
+    precious.write_text("precious")
 
     with pytest.raises(SocketInUse, match="not a socket"):
         await CniServer(path, verbs).start()
 
-    assert precious.read_text() == "precious"  # noqa: ASYNC240
+    assert precious.read_text() == "precious"
 
 
 async def test_closing_ends_silent_clients_and_closes_the_verbs(
