@@ -267,13 +267,13 @@ class Attacher:
             return None
         link = self._link(request, observed.record.addresses)
         if link.addresses == self._allocator.addresses(attachment):
-            for mended in self._wiring.repair(link):
-                log.warning("pod_link_repaired attachment=%s what=%s", attachment, mended)
-            await self._host_routes.ensure(link)
             try:
+                for mended in self._wiring.repair(link):
+                    log.warning("pod_link_repaired attachment=%s what=%s", attachment, mended)
+                await self._host_routes.ensure(link)
                 mac = self._wiring.configure_pod(link, netns_fd)
                 differences = self._wiring.check(link, netns_fd)
-            except WiringError as error:
+            except (WiringError, HostRouteError) as error:
                 mac, differences = "", [str(error)]
             if not differences:
                 log.info("add_repeated attachment=%s", attachment)

@@ -175,12 +175,31 @@ async def test_a_repeated_add_that_fails_leaves_the_first_one_alone(
     """A living pod does not pay for a trouble of the second call."""
     await add(attacher)
     before = node.leftovers
-    node.routes.fail_next("ensure", HostRouteError("the hub is busy"))
+    node.wires.fail_next("read", WiringError("no consistent dump"))
 
-    with pytest.raises(HostRouteError):
+    with pytest.raises(WiringError):
         await add(attacher)
 
     assert node.leftovers == before
+
+
+@pytest.mark.parametrize(
+    ("part", "verb", "error"),
+    [
+        ("wires", "repair", WiringError("could not be mended")),
+        ("routes", "ensure", HostRouteError("the prefix is held")),
+    ],
+)
+async def test_a_repeated_add_rebuilds_what_cannot_be_mended_in_place(
+    node: Node, attacher: Attacher, part: str, verb: str, error: Exception
+) -> None:
+    """The same answer over a new link, instead of a failure that every repeat would see again."""
+    first = await add(attacher)
+    getattr(node, part).fail_next(verb, error)
+
+    assert await add(attacher) == first
+    assert node.journal.count("remove") == 1
+    assert len(node.leftovers) == 3
 
 
 @pytest.mark.parametrize(
