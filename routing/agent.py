@@ -141,6 +141,7 @@ class Agent:
                 "routes": self._view(route_rows),
                 "blocks": self._view(block_rows),
                 "pods": self._view(pod_rows),
+                "addresses": self._holders,
             },
         )
 
@@ -213,6 +214,18 @@ class Agent:
 
     def _pools(self) -> list[Any]:
         return self._loop.snapshot.pools_for(self._settings.node)
+
+    async def _holders(self) -> list[dict[str, Any]]:
+        """The address book itself: who holds what, whether or not there is a link for it."""
+        return [
+            {
+                "network": attachment.network,
+                "container_id": attachment.container_id,
+                "ifname": attachment.ifname,
+                "addresses": [str(each) for each in self._allocator.addresses(attachment)],
+            }
+            for attachment in self._allocator.attachments()
+        ]
 
     def _view(self, rows: Any) -> Any:
         async def answer() -> Any:
