@@ -14,6 +14,8 @@ from ipaddress import IPv4Address, IPv6Address
 
 Address = IPv4Address | IPv6Address
 
+HOST_IFNAME_PREFIX = "s32"
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Attachment:
@@ -36,7 +38,7 @@ class Attachment:
         digest = hashlib.sha256(
             "\0".join((self.network, self.container_id, self.ifname)).encode()
         ).hexdigest()
-        return f"s32{digest[:12]}"
+        return f"{HOST_IFNAME_PREFIX}{digest[:12]}"
 
 
 @dataclass(frozen=True, slots=True)

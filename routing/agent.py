@@ -24,6 +24,7 @@ import structlog
 
 from bgp.speaker import Speaker
 from cni.attach import Attacher, Unready
+from cni.departures import Departures
 from cni.ipam.allocator import AddressConflict, Allocator
 from cni.server import CniServer
 from cni.wiring import KernelWiring
@@ -100,7 +101,8 @@ class Agent:
         self._version = version
         self._store = store
         self._wiring = KernelWiring()
-        self._fib = KernelFib()
+        departures = Departures()
+        self._fib = KernelFib(on_link_gone=departures.tell)
         self._allocator = Allocator(
             settings.node,
             store,
@@ -131,6 +133,7 @@ class Agent:
             allocator=self._allocator,
             mtu_bytes=self._mtu_bytes,
             readiness=self._readiness,
+            departures=departures,
         )
         self._cni = CniServer(str(settings.cni_socket), self._attacher)
         self._control = ControlServer(

@@ -25,6 +25,7 @@ from socket import AF_INET, AF_INET6, AF_UNSPEC
 from typing import Protocol, TypeVar
 
 from cni import netlink as nl
+from cni.attachment import HOST_IFNAME_PREFIX
 from cni.netlink import Event, NetlinkError, NetlinkSocket, Request
 from routing.delta import Delta, Failure
 from routing.links import Interface, LinkState
@@ -56,6 +57,10 @@ EVENT_DATAGRAMS_AT_ONCE = 256
 """How much of a flood one turn of the loop digests; the rest waits for the next."""
 
 OVERFLOW = "overflow"
+POD_LINK = "pod-link"
+"""The reason for looking that can wait: every ADD and DEL gives it."""
+
+RTPROT_KERNEL = 2
 
 _GROUPS = (
     nl.RTNLGRP_LINK,
@@ -67,6 +72,7 @@ _GROUPS = (
 _UNROUTABLE = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES, errno.EAGAIN}
 )
+_NAME_WANTED = frozenset({nl.IFLA_IFNAME})
 _LINK_WANTED = frozenset({nl.IFLA_IFNAME, nl.IFLA_MTU})
 
 
@@ -105,14 +111,20 @@ class KernelFib:
     Args:
         netns_fd: the namespace; None is the calling thread's. Not kept.
         event_buffer_bytes: room for events nobody has read yet; beyond it "overflow" is told.
+        on_link_gone: called with the name of each link that the kernel announces gone.
 
     Raises:
         OSError: no netlink socket can be had.
     """
 
     def __init__(
-        self, *, netns_fd: int | None = None, event_buffer_bytes: int = EVENT_BUFFER_BYTES
+        self,
+        *,
+        netns_fd: int | None = None,
+        event_buffer_bytes: int = EVENT_BUFFER_BYTES,
+        on_link_gone: Callable[[str], None] = lambda _ifname: None,
     ) -> None:
+        self._on_link_gone = on_link_gone
         self._families = [AF_INET]
         if os.path.exists("/proc/sys/net/ipv6"):
             self._families.append(AF_INET6)
@@ -233,16 +245,32 @@ class KernelFib:
     def _reason(self, event: Event) -> str | None:
         """Why ``event`` may concern us; None when it is our own doing or not about routing."""
         if event.kind in (nl.RTM_NEWLINK, nl.RTM_DELLINK):
-            return "link"
+            return self._link_reason(event)
         if event.kind in (nl.RTM_NEWADDR, nl.RTM_DELADDR):
-            return "address"
+            # Link-local addresses decide nothing here, and every IPv6 pod link brings one.
+            is_local = len(event.body) > 3 and event.body[3] == nl.RT_SCOPE_LINK
+            return None if is_local else "address"
         if event.kind not in (nl.RTM_NEWROUTE, nl.RTM_DELROUTE):
             return None
         if event.port_id in self._own_ports or len(event.body) < nl.RTMSG.size:
             return None
-        table, flags = event.body[4], nl.RTMSG.unpack_from(event.body)[8]
-        # The local table follows the addresses; clones are path MTU and redirect caches.
-        return "route" if table == TABLE_MAIN and not flags & nl.RTM_F_CLONED else None
+        fields = nl.RTMSG.unpack_from(event.body)
+        family, length, table, protocol, flags = (fields[i] for i in (0, 1, 4, 5, 8))
+        # The local table, and what the kernel itself adds, follow links and addresses; clones are
+        # path MTU and redirect caches.
+        if table != TABLE_MAIN or flags & nl.RTM_F_CLONED or protocol == RTPROT_KERNEL:
+            return None
+        if event.port_id == 0 and protocol == PROTOCOL and length == 128 and family == AF_INET6:
+            return POD_LINK  # a pod link goes, and takes its route
+        return "route"
+
+    def _link_reason(self, event: Event) -> str:
+        """A pod link that comes or goes is our own doing, or is mended at leisure."""
+        parts = nl.attributes(event.body, nl.IFINFOMSG.size, wanted=_NAME_WANTED)
+        name = nl.text(parts.get(nl.IFLA_IFNAME, b""))
+        if event.kind == nl.RTM_DELLINK:
+            self._on_link_gone(name)
+        return POD_LINK if name.startswith(HOST_IFNAME_PREFIX) else "link"
 
     # -- reading -----------------------------------------------------------------------------
 

@@ -1,0 +1,43 @@
+"""Who waits for a link to be gone, and the news that it is.
+
+Removing a veth keeps the remover asleep for some 17 ms after the kernel has announced the link
+gone: it waits for the last reader of the old tables (an RCU barrier), which frees memory and
+changes nothing that a new pod could meet. Name, addresses and routes are free at the announcement
+(cni-performance: 200 times the same name again at once, no error). A DEL therefore answers then.
+
+One event loop's thread uses it. The announcement comes from whoever reads the kernel's link events;
+when that is nobody, or events were lost, the remover's own end is the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Departures:
+    """The waiting room."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+
+    @contextmanager
+    def expect(self, ifname: str) -> Iterator[asyncio.Future[None]]:
+        """A future that ends with the next announcement that ``ifname`` is gone."""
+        gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.setdefault(ifname, set())
+        waiting.add(gone)
+        try:
+            yield gone
+        finally:
+            waiting.discard(gone)
+            if not waiting and self._waiting.get(ifname) is waiting:
+                del self._waiting[ifname]
+            gone.cancel()
+
+    def tell(self, ifname: str) -> None:
+        """``ifname`` is gone."""
+        for gone in self._waiting.get(ifname, ()):
+            if not gone.done():
+                gone.set_result(None)
