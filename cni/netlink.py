@@ -22,7 +22,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -381,15 +381,20 @@ class NetlinkSocket:
                         raise _refusal(flags, payload) or NetlinkError(errno.ENOMSG)
                     return payload
 
-    def dump(self, kind: int, body: bytes) -> list[bytes]:
+    def dump(
+        self, kind: int, body: bytes, *, keep: Callable[[bytes], bool] | None = None
+    ) -> list[bytes]:
         """The bodies of every message of a dump, of one consistent moment.
+
+        Args:
+            keep: which bodies to return, of a table too big to hold; None: all.
 
         Raises:
             NetlinkError: refused; EINTR when the table kept changing for ``DUMP_ATTEMPTS`` dumps.
         """
         with self._lock:
             for _attempt in range(DUMP_ATTEMPTS):
-                bodies = self._dump_once(kind, body)
+                bodies = self._dump_once(kind, body, keep)
                 if bodies is not None:
                     return bodies
         raise NetlinkError(errno.EINTR, f"the table changed during each of {DUMP_ATTEMPTS} dumps")
@@ -464,7 +469,9 @@ class NetlinkSocket:
                 if index not in answered:
                     outcomes[start + index] = lost
 
-    def _dump_once(self, kind: int, body: bytes) -> list[bytes] | None:
+    def _dump_once(
+        self, kind: int, body: bytes, keep: Callable[[bytes], bool] | None
+    ) -> list[bytes] | None:
         sequence = self._next_sequence()
         flags = NLM_F_REQUEST | NLM_F_DUMP
         self._socket.send(HEADER.pack(16 + len(body), kind, flags, sequence, 0) + body)
@@ -482,7 +489,8 @@ class NetlinkSocket:
                     if refusal is not None:
                         raise refusal
                     return None if is_interrupted else bodies
-                bodies.append(payload)
+                if keep is None or keep(payload):
+                    bodies.append(payload)
 
     def _receive(self, *, wait: bool = True) -> bytes:
         """One datagram.
