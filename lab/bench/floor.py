@@ -107,8 +107,6 @@ class Floor:
     def __init__(self) -> None:
         self._host = netlink_socket()
         self._remover = netlink_socket()
-        self._listener = netlink_socket(1 << (nl.RTNLGRP_LINK - 1))
-        self._listener.setsockopt(socket.SOL_SOCKET, 33, 1 << 22)  # SO_RCVBUFFORCE
         self._sysctls = Sysctls()
         self._given = 0
 
@@ -155,7 +153,8 @@ class Floor:
         """Unwires it; the clock until the announcement, and µs until the acknowledgement."""
         ifname = Attachment(NETWORK, name, "eth0").host_ifname
         ifindex = ifindex_of(self._host, ifname)
-        self._drain()
+        # A new one each time: nothing older is in it, and it cannot have overflowed.
+        listener = netlink_socket(1 << (nl.RTNLGRP_LINK - 1))
         data = packed([hostend.delete_link(ifindex)])
         acknowledged = Clock()
         worker = threading.Thread(
@@ -164,23 +163,14 @@ class Floor:
         announced = Clock()
         worker.start()
         announced.go()
-        while not self._says_gone(self._listener.recv(65536), ifindex):
-            pass
-        announced.halt()
+        with listener:
+            while not self._says_gone(listener.recv(65536), ifindex):
+                pass
+            announced.halt()
         worker.join(ANSWER_DEADLINE_S)
         # The waiting thread has no CPU to speak of; the work is the removing one's.
         announced.cpu_us = acknowledged.cpu_us
         return announced, acknowledged.wall_us
-
-    def _drain(self) -> None:
-        self._listener.setblocking(False)
-        try:
-            while self._listener.recv(65536):
-                pass
-        except BlockingIOError:
-            pass
-        finally:
-            self._listener.settimeout(ANSWER_DEADLINE_S)
 
     @staticmethod
     def _says_gone(data: bytes, ifindex: int) -> bool:
