@@ -12,14 +12,18 @@ when that is nobody, or events were lost, the remover's own end is the answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 class Departures:
-    """The waiting room."""
+    """The waiting room.
 
-    def __init__(self) -> None:
+    ``on_expect`` is called when somebody comes in, so that the reader of events stops dawdling.
+    """
+
+    def __init__(self, on_expect: Callable[[], None] = lambda: None) -> None:
+        self.on_expect = on_expect
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
 
     @contextmanager
@@ -28,6 +32,7 @@ class Departures:
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.setdefault(ifname, set())
         waiting.add(gone)
+        self.on_expect()
         try:
             yield gone
         finally:
@@ -35,6 +40,10 @@ class Departures:
             if not waiting and self._waiting.get(ifname) is waiting:
                 del self._waiting[ifname]
             gone.cancel()
+
+    def is_awaited(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._waiting)
 
     def tell(self, ifname: str) -> None:
         """``ifname`` is gone."""

@@ -102,7 +102,8 @@ class Agent:
         self._store = store
         self._wiring = KernelWiring()
         departures = Departures()
-        self._fib = KernelFib(on_link_gone=departures.tell)
+        self._fib = KernelFib(on_link_gone=departures.tell, is_awaited=departures.is_awaited)
+        departures.on_expect = self._fib.listen
         self._allocator = Allocator(
             settings.node,
             store,

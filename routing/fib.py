@@ -57,10 +57,14 @@ EVENT_DATAGRAMS_AT_ONCE = 256
 """How much of a flood one turn of the loop digests; the rest waits for the next."""
 
 OVERFLOW = "overflow"
-POD_LINK = "pod-link"
-"""The reason for looking that can wait: every ADD and DEL gives it."""
+
+EVENT_PAUSE_S = 0.02
+"""One ADD stirs up ten events; each would wake the loop by itself."""
 
 RTPROT_KERNEL = 2
+DOWN_PAUSE_S = 0.1
+JUST_MADE = 0xFFFFFFFF
+"""ifi_change of a link's first announcement (rtnl_configure_link)."""
 
 _GROUPS = (
     nl.RTNLGRP_LINK,
@@ -112,6 +116,7 @@ class KernelFib:
         netns_fd: the namespace; None is the calling thread's. Not kept.
         event_buffer_bytes: room for events nobody has read yet; beyond it "overflow" is told.
         on_link_gone: called with the name of each link that the kernel announces gone.
+        is_awaited: whether somebody waits for the next event, so that no pause is made.
 
     Raises:
         OSError: no netlink socket can be had.
@@ -123,8 +128,13 @@ class KernelFib:
         netns_fd: int | None = None,
         event_buffer_bytes: int = EVENT_BUFFER_BYTES,
         on_link_gone: Callable[[str], None] = lambda _ifname: None,
+        is_awaited: Callable[[], bool] = lambda: False,
     ) -> None:
         self._on_link_gone = on_link_gone
+        self._is_awaited = is_awaited
+        self._pause: asyncio.TimerHandle | None = None
+        self._down: dict[int, asyncio.TimerHandle] = {}
+        """Pod links that went down a moment ago, by ifindex."""
         self._families = [AF_INET]
         if os.path.exists("/proc/sys/net/ipv6"):
             self._families.append(AF_INET6)
@@ -212,7 +222,7 @@ class KernelFib:
         """
         if self._reading_loop is None and not self._is_closed:
             self._reading_loop = asyncio.get_running_loop()
-            self._reading_loop.add_reader(self._event_socket.fileno(), self._on_events)
+            self.listen()
         while not self._pending:
             if self._is_closed:
                 raise FibClosed("the FIB driver was closed")
@@ -226,6 +236,9 @@ class KernelFib:
         if self._is_closed:
             return
         self._is_closed = True
+        for timer in [self._pause, *self._down.values()]:
+            if timer is not None:
+                timer.cancel()
         if self._reading_loop is not None:
             self._reading_loop.remove_reader(self._event_socket.fileno())
         self._has_pending.set()
@@ -233,7 +246,18 @@ class KernelFib:
 
     # -- events ------------------------------------------------------------------------------
 
+    def listen(self) -> None:
+        """Ends the pause after the last events, for who waits for the next one."""
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        if self._reading_loop is not None and not self._is_closed:
+            self._reading_loop.add_reader(self._event_socket.fileno(), self._on_events)
+
     def _on_events(self) -> None:
+        if self._reading_loop is not None and not self._is_awaited():
+            self._reading_loop.remove_reader(self._event_socket.fileno())
+            self._pause = self._reading_loop.call_later(EVENT_PAUSE_S, self.listen)
         events, has_overflowed = self._event_socket.events(max_datagrams=EVENT_DATAGRAMS_AT_ONCE)
         reasons = {reason for event in events if (reason := self._reason(event)) is not None}
         if has_overflowed:
@@ -261,16 +285,35 @@ class KernelFib:
         if table != TABLE_MAIN or flags & nl.RTM_F_CLONED or protocol == RTPROT_KERNEL:
             return None
         if event.port_id == 0 and protocol == PROTOCOL and length == 128 and family == AF_INET6:
-            return POD_LINK  # a pod link goes, and takes its route
+            # The kernel itself took a pod's route with its link; the link's own news tell of it.
+            return None
         return "route"
 
-    def _link_reason(self, event: Event) -> str:
-        """A pod link that comes or goes is our own doing, or is mended at leisure."""
+    def _link_reason(self, event: Event) -> str | None:
+        """A pod link that comes or goes is ADD's and DEL's doing and complete by itself; one that
+        goes down has lost its route."""
         parts = nl.attributes(event.body, nl.IFINFOMSG.size, wanted=_NAME_WANTED)
         name = nl.text(parts.get(nl.IFLA_IFNAME, b""))
         if event.kind == nl.RTM_DELLINK:
             self._on_link_gone(name)
-        return POD_LINK if name.startswith(HOST_IFNAME_PREFIX) else "link"
+        if not name.startswith(HOST_IFNAME_PREFIX):
+            return "link"
+        ifindex, flags, change = nl.IFINFOMSG.unpack_from(event.body)[2:5]
+        suspicion = self._down.pop(ifindex, None)
+        if suspicion is not None:
+            suspicion.cancel()
+        has_gone_down = change & nl.IFF_UP and change != JUST_MADE and not flags & nl.IFF_UP
+        if has_gone_down and event.kind == nl.RTM_NEWLINK and self._reading_loop is not None:
+            # A link that is being removed goes down first; it is only news when it stays.
+            self._down[ifindex] = self._reading_loop.call_later(
+                DOWN_PAUSE_S, self._tell_down, ifindex
+            )
+        return None
+
+    def _tell_down(self, ifindex: int) -> None:
+        self._down.pop(ifindex, None)
+        self._pending.add("pod-link")
+        self._has_pending.set()
 
     # -- reading -----------------------------------------------------------------------------
 

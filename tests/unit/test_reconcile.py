@@ -25,7 +25,7 @@ from routing.datastore.snapshot import (
 )
 from routing.links import LinkState
 from routing.reconcile import Reconciler
-from routing.routes import NextHop, RouteKey
+from routing.routes import NextHop, Prefix, RouteKey
 from tests.fakes.kernel import FakeFib, FakeWiring
 from tests.fakes.speaker import FakeSpeaker, FakeWorld
 from tests.fakes.store import FakeDatastore
@@ -41,9 +41,14 @@ class FakeBlocks:
     """Remembers what it was refreshed with."""
 
     seen: list[Sequence[Block] | None] = field(default_factory=list)
+    release_calls: int = 0
 
     async def refresh(self, blocks: Sequence[Block] | None = None) -> None:
         self.seen.append(blocks)
+
+    async def release_empty_blocks(self) -> list[Prefix]:
+        self.release_calls += 1
+        return []
 
 
 class Node:
@@ -71,6 +76,7 @@ class Node:
 
     def restart(self) -> None:
         """A new agent process: nothing remembered, everything read back."""
+        self.blocks = FakeBlocks()
         self.speaker = FakeSpeaker(self.world, clock=lambda: self.now_s)
         self.loop = Reconciler(
             node="n1",
@@ -78,7 +84,7 @@ class Node:
             fib=self.fib,
             speaker=self.speaker,
             pod_links=self.wiring,
-            blocks=FakeBlocks(),
+            blocks=self.blocks,
             clock=lambda: self.now_s,
         )
 
@@ -337,3 +343,21 @@ async def test_kicks_coalesce_and_cancellation_ends_the_loop(node: Node):
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
+
+
+async def test_a_busy_node_is_resynchronised_by_the_clock(node: Node):
+    """Empty blocks are looked at every resync, however many kicks come in between; not oftener."""
+    await node.started()
+    assert node.blocks.release_calls == 0
+    for _ in range(10):
+        node.now_s += 2.9
+        await node.loop.run_pass()
+    assert node.blocks.release_calls == 0
+    node.now_s += 2
+    await node.loop.run_pass()
+    await node.loop.run_pass()
+    assert node.blocks.release_calls == 1
+    node.store.fail_next("snapshot")
+    node.now_s += 31
+    await node.loop.run_pass()
+    assert node.blocks.release_calls == 1
