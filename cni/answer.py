@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Interface, IPv6Interface
 
 from cni.attachment import Attachment
@@ -51,10 +52,18 @@ def _pod_index(previous: Result, attachment: Attachment) -> int | None:
     )
 
 
-def pod_mtu_bytes(previous: Result, attachment: Attachment) -> int:
-    """The MTU a later plugin of the chain may have set; 0 when the version has no such field."""
-    index = _pod_index(previous, attachment)
-    return 0 if index is None else previous.interfaces[index].mtu_bytes
+def as_promised(previous: Result, link: PodLink) -> PodLink:
+    """``link`` with the MTU and the MAC of prevResult: a later plugin of the chain, which may have
+    changed them, says so there. A version that has no such field leaves ours."""
+    index = _pod_index(previous, link.attachment)
+    if index is None:
+        return link
+    promised = previous.interfaces[index]
+    return replace(
+        link,
+        mtu_bytes=promised.mtu_bytes or link.mtu_bytes,
+        mac=promised.mac.lower() or link.mac,
+    )
 
 
 def differences_from_previous(previous: Result, link: PodLink) -> list[str]:

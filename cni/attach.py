@@ -22,12 +22,13 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from cni.answer import add_result, differences_from_previous, pod_mtu_bytes
+from cni.answer import add_result, as_promised, differences_from_previous
 from cni.attachment import Address, Attachment
+from cni.departures import Departures
 from cni.errors import CniError, Code, shown
 from cni.netns import is_network_namespace, is_same_namespace, own_netns
 from cni.podlink import PodLink
@@ -85,8 +86,13 @@ class HostRoutes(Protocol):
             HostRouteError: the prefix is held by something else, or the kernel refused.
         """
 
-    async def forget(self, attachment: Attachment) -> None:
-        """The link is gone; its routes go too."""
+    async def forget(self, attachment: Attachment, addresses: tuple[Address, ...]) -> None:
+        """The attachment's link is gone or going: returns once no route of ours leads to any of
+        ``addresses``. None at all is success.
+
+        Raises:
+            HostRouteError: the kernel kept one.
+        """
 
     async def check(self, link: PodLink) -> list[str]:
         """What is wrong with the routes of ``link``, one sentence each."""
@@ -95,8 +101,11 @@ class HostRoutes(Protocol):
 class AddressAllocator(Protocol):
     """The node's address book (cni/ipam/allocator.py)."""
 
-    async def assign(self, attachment: Attachment) -> tuple[Address, ...]:
-        """One address of each family that has a pool; the same ones when asked again."""
+    async def assign(
+        self, attachment: Attachment, requested: tuple[Address, ...] = ()
+    ) -> tuple[Address, ...]:
+        """One address of each family that has a pool, ``requested`` among them; the same ones
+        when asked again."""
 
     def release(self, attachment: Attachment) -> tuple[Address, ...]:
         """Frees them, into cool-down; () when it held none."""
@@ -124,6 +133,12 @@ class _Turn:
     users: int = 0
 
 
+def _note_late_failure(worker: asyncio.Future[bool]) -> None:
+    """The link is gone; what the remover says afterwards is news for the log alone."""
+    if not worker.cancelled() and worker.exception() is not None:
+        log.warning("remover_failed_late error=%s", worker.exception())
+
+
 def describe_netns(netns_fd: int) -> str | None:
     """What is wrong with ``netns_fd`` as a pod's namespace, or None.
 
@@ -149,6 +164,7 @@ class Attacher:
         readiness: what STATUS answers; called at every STATUS, must answer from memory.
         examine_netns: what is wrong with a namespace's descriptor, or None.
         deadline_s: seconds one verb may take.
+        departures: where the kernel's word that a link is gone arrives.
     """
 
     def __init__(
@@ -161,6 +177,7 @@ class Attacher:
         readiness: Callable[[], Unready | None],
         examine_netns: Callable[[int], str | None] = describe_netns,
         deadline_s: float = VERB_DEADLINE_S,
+        departures: Departures | None = None,
     ) -> None:
         self._wiring = wiring
         self._host_routes = host_routes
@@ -169,6 +186,7 @@ class Attacher:
         self._readiness = readiness
         self._examine_netns = examine_netns
         self._deadline_s = deadline_s
+        self._departures = departures or Departures()
         self._turns: dict[Attachment, _Turn] = {}
         self._removers = ThreadPoolExecutor(REMOVER_THREADS, thread_name_prefix="cni-remove")
 
@@ -260,6 +278,8 @@ class Attacher:
         then is taken away, and the caller wires it anew with the same addresses.
         """
         attachment = _attachment_of(request)
+        # Refuses, before anything is touched, when other addresses are asked for this time.
+        await self._allocator.assign(attachment, request.requested.addresses)
         observed = next(
             (each for each in self._wiring.read() if each.record.attachment == attachment), None
         )
@@ -282,15 +302,18 @@ class Attacher:
                 "pod_link_rebuilt attachment=%s differences=%s", attachment, "; ".join(differences)
             )
         await self._remove(attachment)
-        await self._host_routes.forget(attachment)
+        # The link took its routes along; one that leads elsewhere is for ensure to refuse.
+        await self._host_routes.forget(attachment, ())
         return None
 
     async def _wire(self, request: Request, netns_fd: int) -> Result:
         """Allocates, wires and routes; whatever fails, all of it is undone."""
         attachment = _attachment_of(request)
+        # Until ensure has returned, a route to an address of ours may be somebody else's.
+        routed: tuple[Address, ...] = ()
         async with AsyncExitStack() as undo:
             undo.push_async_exit(_undoing("release", lambda: self._release(attachment)))
-            addresses = await self._allocator.assign(attachment)
+            addresses = await self._allocator.assign(attachment, request.requested.addresses)
             link = self._link(request, addresses)
             try:
                 self._wiring.create(link, netns_fd)
@@ -301,8 +324,11 @@ class Attacher:
                 undo.push_async_exit(_undoing("remove", lambda: self._remove(attachment)))
                 raise
             undo.push_async_exit(_undoing("remove", lambda: self._remove(attachment)))
-            undo.push_async_exit(_undoing("forget", lambda: self._host_routes.forget(attachment)))
+            undo.push_async_exit(
+                _undoing("forget", lambda: self._host_routes.forget(attachment, routed))
+            )
             await self._host_routes.ensure(link)
+            routed = addresses
             mac = self._wiring.configure_pod(link, netns_fd)
             result = add_result(request, link, pod_mac=mac)
             undo.pop_all()
@@ -321,6 +347,7 @@ class Attacher:
             addresses=addresses,
             mtu_bytes=request.netconf.mtu_bytes or self._mtu_bytes(),
             pod=request.pod,
+            mac=request.requested.mac,
         )
 
     def _usable_netns(self, request: Request, netns_fd: int | None) -> int:
@@ -343,7 +370,8 @@ class Attacher:
     async def _delete(self, attachment: Attachment) -> None:
         async with self._turn(attachment):
             removed = await self._remove(attachment)
-            await self._host_routes.forget(attachment)
+            addresses = self._allocator.addresses(attachment)
+            await self._host_routes.forget(attachment, addresses)
             released = await self._release(attachment)
         if removed or released:
             log.info(
@@ -361,10 +389,12 @@ class Attacher:
             addresses = self._allocator.addresses(attachment)
             differences = [] if addresses else [f"no address is assigned to {attachment}"]
             if addresses:
-                link = self._link(request, addresses)
-                mtu_bytes = pod_mtu_bytes(previous, attachment)
-                if mtu_bytes:
-                    link = replace(link, mtu_bytes=mtu_bytes)
+                link = as_promised(previous, self._link(request, addresses))
+                differences += [
+                    f"address {each} was asked for and is not assigned to {attachment}"
+                    for each in request.requested.addresses
+                    if each not in addresses
+                ]
                 differences += differences_from_previous(previous, link)
                 differences += self._wiring.check(link, fd)
                 differences += await self._host_routes.check(link)
@@ -410,11 +440,18 @@ class Attacher:
     # -- steps -----------------------------------------------------------------------------
 
     async def _remove(self, attachment: Attachment) -> bool:
+        """Returns when the kernel says the link is gone; see cni/departures.py."""
         loop = asyncio.get_running_loop()
+        name = attachment.host_ifname
         try:
-            return await loop.run_in_executor(
-                self._removers, self._wiring.remove, attachment.host_ifname
-            )
+            with self._departures.expect(name) as gone:
+                worker = loop.run_in_executor(self._removers, self._wiring.remove, name)
+                either: set[asyncio.Future[Any]] = {worker, gone}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not worker.done():
+                worker.add_done_callback(_note_late_failure)
+                return True
+            return worker.result()
         except LinkExists as error:
             # A foreign link of that name: there is none of ours, and a DEL of nothing succeeds.
             log.warning("foreign_link_left_alone attachment=%s error=%s", attachment, error)

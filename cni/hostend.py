@@ -179,12 +179,13 @@ def new_pair(link: PodLink, netns_fd: int) -> Request:
         nl.IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0),
         attribute_text(nl.IFLA_IFNAME, link.attachment.ifname),
         attribute_u32(nl.IFLA_NET_NS_FD, netns_fd),
+        _mac_attribute(link.mac) if link.mac is not None else b"",
         ends,
     )
     body = (
         nl.IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0)
         + attribute_text(nl.IFLA_IFNAME, link.host_ifname)
-        + attribute(nl.IFLA_ADDRESS, bytes.fromhex(HOST_MAC.replace(":", "")))
+        + _mac_attribute(HOST_MAC)
         + attribute_u32(nl.IFLA_GROUP, LINK_GROUP)
         + ends
         + nested(
@@ -234,9 +235,13 @@ def set_mtu_and_mac(link: PodLink, ifindex: int) -> Request:
     body = (
         nl.IFINFOMSG.pack(AF_UNSPEC, 0, ifindex, 0, 0)
         + attribute_u32(nl.IFLA_MTU, link.mtu_bytes)
-        + attribute(nl.IFLA_ADDRESS, bytes.fromhex(HOST_MAC.replace(":", "")))
+        + _mac_attribute(HOST_MAC)
     )
     return Request(nl.RTM_SETLINK, 0, body)
+
+
+def _mac_attribute(mac: str) -> bytes:
+    return attribute(nl.IFLA_ADDRESS, bytes.fromhex(mac.replace(":", "")))
 
 
 def set_up(ifindex: int) -> Request:

@@ -175,7 +175,14 @@ def render_conflist(*, network: str, plugin_type: str, socket_path: Path) -> byt
         "cniVersion": CNI_VERSION_OF_OLD_RUNTIMES,
         "cniVersions": list(SUPPORTED_VERSIONS),
         "name": network,
-        "plugins": [{"type": plugin_type, "socket": str(socket_path)}],
+        "plugins": [
+            {
+                "type": plugin_type,
+                "socket": str(socket_path),
+                # Without these a runtime keeps its user's wish to itself (cni/requested.py).
+                "capabilities": {"mac": True, "ips": True},
+            }
+        ],
     }
     return json.dumps(conflist, indent=2).encode("ascii") + b"\n"
 

@@ -167,6 +167,8 @@ def pod_differences(
         yield f"state of {where}: expected UP, found DOWN"
     if found.mtu_bytes != link.mtu_bytes:
         yield f"MTU of {where}: expected {link.mtu_bytes}, found {found.mtu_bytes}"
+    if link.mac not in (None, found.mac):
+        yield f"MAC address of {where}: expected {link.mac}, found {found.mac}"
     for address in link.addresses:
         wanted = f"{address}/{address.max_prefixlen}"
         if wanted not in addresses:

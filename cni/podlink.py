@@ -32,12 +32,16 @@ class AliasError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class PodLink:
-    """One veth pair. ``addresses`` holds at most one address of each family, IPv4 first."""
+    """One veth pair. ``addresses`` holds at most one address of each family, IPv4 first.
+
+    ``mac`` is the pod end's, in lower case with colons; None leaves it to the kernel.
+    """
 
     attachment: Attachment
     addresses: tuple[Address, ...]
     mtu_bytes: int
     pod: PodRef | None = None
+    mac: str | None = None
 
     @property
     def host_ifname(self) -> str:

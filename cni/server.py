@@ -31,6 +31,7 @@ from cni.errors import CniError, Code
 from cni.frame import REQUEST_MAX_BYTES, FrameError, split_request
 from cni.ipam.allocator import NoAddress
 from cni.ipam.block import BlockStoreError
+from cni.ipam.requested import AddressRefused
 from cni.podlink import AliasError
 from cni.recorded import directory_of, replay
 from cni.result import NEWEST_VERSION, Result, render_result
@@ -271,7 +272,7 @@ def as_cni_error(error: Exception) -> CniError:
             code, msg = Code.DECODE_FAILURE, f"malformed request on the CNI socket: {error}"
         case TimeoutError():
             code, msg = Code.TRY_AGAIN_LATER, "the agent did not finish in time; try again later"
-        case NoAddress():
+        case NoAddress() | AddressRefused():
             # A resting address clears up by itself, an exhausted pool by an operator.
             waits = error.retry_after_s is not None
             code, msg = Code.TRY_AGAIN_LATER if waits else Code.NO_ADDRESS, str(error)

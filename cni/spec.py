@@ -23,6 +23,7 @@ from typing import Any
 from cni.attachment import Attachment, PodRef
 from cni.errors import CniError, Code, shown, undecodable
 from cni.podlink import ALIAS_MAX_BYTES
+from cni.requested import NOTHING, Requested, parse_requested
 from cni.result import (
     NEWEST_VERSION,
     NO_DNS,
@@ -76,6 +77,7 @@ class Command(Enum):
 
 _FIRST_VERSION_OF = {Command.CHECK: "0.4.0", Command.STATUS: "1.1.0", Command.GC: "1.1.0"}
 _OF_ONE_ATTACHMENT = frozenset({Command.ADD, Command.DEL, Command.CHECK})
+_WITH_WISHES = frozenset({Command.ADD, Command.CHECK})
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +101,17 @@ class NetConf:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call of a runtime. ``attachment`` is None for STATUS and GC."""
+    """One call of a runtime. ``attachment`` is None for STATUS and GC.
+
+    ``requested`` is what ADD must grant and CHECK must find; no other command reads it.
+    """
 
     command: Command
     netconf: NetConf
     attachment: Attachment | None = None
     netns: str = ""
     pod: PodRef | None = None
+    requested: Requested = NOTHING
 
 
 # -- sentences ---------------------------------------------------------------------------------
@@ -141,15 +147,18 @@ def parse_request(environment: Mapping[str, str], stdin: bytes) -> Request:
     netns = environment.get("CNI_NETNS", "")
     if command in (Command.ADD, Command.CHECK) and not netns:
         raise _environment("CNI_NETNS", f"is missing; {command.value} needs it")
-    netconf = parse_netconf(stdin, command=command)
+    conf = _decode_object(stdin)
+    netconf = parse_netconf(conf, command=command)
     if command not in _OF_ONE_ATTACHMENT:
         return Request(command, netconf)
+    args = parse_args(environment.get("CNI_ARGS", ""), command=command)
     return Request(
         command=command,
         netconf=netconf,
         attachment=Attachment(netconf.name, container_id, ifname),
         netns=netns,
-        pod=parse_args(environment.get("CNI_ARGS", ""), command=command),
+        pod=_parse_pod(args),
+        requested=parse_requested(conf, args) if command in _WITH_WISHES else NOTHING,
     )
 
 
@@ -205,11 +214,11 @@ def _parse_ifname(text: str) -> str:
     return text
 
 
-def parse_args(text: str, *, command: Command) -> PodRef | None:
+def parse_args(text: str, *, command: Command) -> dict[str, str]:
     """CNI_ARGS: ``KEY=VALUE`` pairs, separated by ';', in any order.
 
     Every K8S_* key is known, whatever comes after the prefix: runtimes add to them, and none of
-    them changes what we do. A pod name that is no Kubernetes name is not used: it is decoration.
+    them changes what we do. IP and MAC are those of the conventions.
 
     Raises:
         CniError: 4, a pair that is none, or a key we do not know while IgnoreUnknown is not set.
@@ -221,15 +230,16 @@ def parse_args(text: str, *, command: Command) -> PodRef | None:
             raise _environment("CNI_ARGS", f"has {shown(pair)}, which is not KEY=VALUE")
         pairs[key] = value
     lenient = pairs.pop("IgnoreUnknown", "").lower() in ("1", "true") or command is Command.DEL
-    unknown = [key for key in pairs if not key.startswith("K8S_")]
+    unknown = [key for key in pairs if not key.startswith("K8S_") and key not in ("IP", "MAC")]
     if unknown and not lenient:
         raise _environment(
             "CNI_ARGS", f"has the unknown key {shown(unknown[0])}, and IgnoreUnknown is not set"
         )
-    return _parse_pod(pairs)
+    return pairs
 
 
 def _parse_pod(pairs: Mapping[str, str]) -> PodRef | None:
+    """Who asks; a name that is no Kubernetes name is not used: it is decoration."""
     namespace = pairs.get("K8S_POD_NAMESPACE", "")
     name = pairs.get("K8S_POD_NAME", "")
     uid = pairs.get("K8S_POD_UID", "")
@@ -241,13 +251,12 @@ def _parse_pod(pairs: Mapping[str, str]) -> PodRef | None:
 # -- network configuration ---------------------------------------------------------------------
 
 
-def parse_netconf(stdin: bytes, *, command: Command) -> NetConf:
-    """The network configuration on standard input.
+def parse_netconf(conf: Mapping[str, Any], *, command: Command) -> NetConf:
+    """The network configuration from standard input, decoded.
 
     Raises:
-        CniError: 6 not JSON or a field of the wrong type, 7 a value we refuse, 1 the version.
+        CniError: 6 a field of the wrong type, 7 a value we refuse, 1 the version.
     """
-    conf = _decode_object(stdin)
     name = _parse_network_name(text_of(conf, "name"), command=command)
     version = _parse_version(text_of(conf, "cniVersion"), command=command)
     strict = command not in (Command.DEL, Command.GC)
@@ -356,8 +365,7 @@ def _parse_socket_path(text: str) -> str | None:
 
 
 _WHY_UNSUPPORTED = (
-    "slash32 assigns addresses itself from its IPPools, routes pods without translation, and "
-    "takes neither an address nor a MAC from the configuration"
+    "slash32 assigns addresses itself from its IPPools and routes pods without translation"
 )
 
 
@@ -368,13 +376,6 @@ def _find_unsupported(conf: Mapping[str, Any]) -> tuple[str, ...]:
         found.append(f"ipMasq={shown(conf['ipMasq'])}")
     if conf.get("ipam"):
         found.append(f"ipam={shown(conf['ipam'])}")
-    runtime_config = conf.get("runtimeConfig")
-    if isinstance(runtime_config, dict):
-        found += [
-            f"runtimeConfig.{key}={shown(runtime_config[key])}"
-            for key in ("ips", "mac")
-            if runtime_config.get(key)
-        ]
     return tuple(found)
 
 

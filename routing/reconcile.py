@@ -25,7 +25,7 @@ import structlog
 from bgp.paths import Family, PeerStatus, SessionState
 from cni.attach import HostRouteError
 from cni.attachment import Attachment
-from cni.ipam.block import Block
+from cni.ipam.block import Block, BlockStoreError
 from cni.podlink import PodLink
 from cni.wiring import ObservedLink
 from routing.datastore.snapshot import Datastore, Snapshot, StoreError
@@ -33,7 +33,7 @@ from routing.delta import Delta, Failure, diff
 from routing.desired import AdvertisementKey, Desired, Inputs, desired, host_prefix
 from routing.fib import Fib
 from routing.links import LinkState
-from routing.routes import Address, NextHop, Route, RouteKey
+from routing.routes import Address, NextHop, Prefix, Route, RouteKey
 from routing.speaking import SpeakerFace
 from routing.telemetry import RepeatFilter
 
@@ -60,6 +60,9 @@ class Blocks(Protocol):
 
     async def refresh(self, blocks: Sequence[Block] | None = None) -> None:
         """Takes the store's blocks as the new truth of who owns what."""
+
+    async def release_empty_blocks(self) -> Sequence[Prefix]:
+        """One step towards giving back blocks nobody uses; those that are gone now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,10 @@ class Reconciler:
         self._sources: dict[Address, Address] = {}
         self._end_of_rib_sent: dict[tuple[Address, Family], float] = {}
         self._was_complete: set[Address] = set()
+        self._ensured: dict[RouteKey, Route] = {}
+        """Pod routes written since the last pass looked; it sees them from then on."""
         self._repair_due = True
+        self._resync_due_s = clock() + resync_s
         self._repeats = RepeatFilter()
         self._pass_done = asyncio.Condition()
         self._in_pass = False
@@ -139,10 +145,10 @@ class Reconciler:
         """Passes for ever: at each kick, after a failure's back-off, and at every resync."""
         failures_in_row = 0
         while True:
-            wait_s = self._resync_s
+            wait_s = max(0.0, self._resync_due_s - self._clock())
             if failures_in_row:
-                ceiling = min(BACKOFF_FIRST_S * 2 ** (failures_in_row - 1), BACKOFF_MAX_S)
-                wait_s = ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+                ceiling_s = min(BACKOFF_FIRST_S * 2 ** (failures_in_row - 1), BACKOFF_MAX_S)
+                wait_s = min(wait_s, ceiling_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
             try:
                 # Not wait_for: Python 3.11's loses a cancellation that meets the result, and the
                 # agent would then ignore SIGTERM.
@@ -150,7 +156,7 @@ class Reconciler:
                     await self._kicked.wait()
                 await asyncio.sleep(COALESCE_S)
             except TimeoutError:
-                self._repair_due = self._repair_due or not failures_in_row
+                pass
             self._kicked.clear()
             failed = await self.run_pass()
             failures_in_row = min(failures_in_row + 1, 16) if failed else 0
@@ -190,6 +196,7 @@ class Reconciler:
         held: list[Held] = []
         await self._read_store(failures)
         try:
+            self._ensured.clear()
             actual = await self._fib.read()
             links = await self._fib.links()
             pods = tuple(self._pod_links.read())
@@ -202,9 +209,14 @@ class Reconciler:
         # a peer that is new has left nothing in the kernel.
         self._was_complete |= {a for a in wanted.peers if self._speaker.is_complete(a)}
         await self._apply(wanted, actual, failures, held)
-        if self._repair_due:
+        # By the clock, not by a quiet spell: on a busy node there is none.
+        is_resync = self._clock() >= self._resync_due_s
+        if self._repair_due or is_resync:
             self._repair_due = False
             self._repair_links(pods, failures)
+        if is_resync:
+            self._resync_due_s = self._clock() + self._resync_s
+            await self._release_empty_blocks(failures)
         self._remember(wanted, actual, links, pods, failures, held)
         return bool(failures)
 
@@ -216,6 +228,16 @@ class Reconciler:
             while self.report.passes < target:
                 self.kick("next_pass")
                 await self._pass_done.wait()
+
+    async def _release_empty_blocks(self, failures: list[Failure[str]]) -> None:
+        """One step each resync; the pass after it withdraws what was marked (invariant 4)."""
+        if not self._snapshot.in_sync:
+            return
+        try:
+            for cidr in await self._blocks.release_empty_blocks():
+                log.info("block_released", block=str(cidr))
+        except BlockStoreError as error:
+            failures.append(Failure("blocks", "release", str(error)))
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -408,11 +430,16 @@ class Reconciler:
         failed = await self._fib.apply(Delta(create=routes))
         if failed:
             raise HostRouteError("; ".join(f"{f.key.prefix}: {f.error}" for f in failed))
+        self._ensured.update(routes)
 
     async def _refuse_taken(self, routes: Mapping[RouteKey, Route]) -> None:
         """The driver brings a route of ours to what is wanted; here that would take the address
         from a pod that has it. The last pass knows enough to ask the kernel only then."""
-        if not any(self.report.actual.get(key, route) != route for key, route in routes.items()):
+        known = self._ensured
+        if not any(
+            known.get(key, self.report.actual.get(key, route)) != route
+            for key, route in routes.items()
+        ):
             return
         actual = await self._fib.read()
         for key, route in routes.items():
@@ -420,9 +447,20 @@ class Reconciler:
             if found != route:
                 raise HostRouteError(f"{key.prefix} is routed already: {_hops_text(found)}")
 
-    async def forget(self, attachment: Attachment) -> None:
-        """The link is gone, and the kernel took its routes with it; a pass looks at the rest."""
-        self.kick(f"forget:{attachment}")
+    async def forget(self, attachment: Attachment, addresses: tuple[Address, ...]) -> None:
+        """Returns once no route of ours leads to any of ``addresses``.
+
+        The kernel takes a route along with its link, but not one that somebody has pointed
+        elsewhere, and the address may be another pod's soon. One message an address, no dump.
+
+        Raises:
+            HostRouteError: the kernel kept one.
+        """
+        failed = await self._fib.apply(
+            Delta({}, {}, _routes_over(attachment.host_ifname, addresses))
+        )
+        if failed:
+            raise HostRouteError("; ".join(f"{f.key.prefix}: {f.error}" for f in failed))
 
     async def check(self, link: PodLink) -> list[str]:
         """What is wrong with the host routes of ``link``."""
@@ -516,9 +554,9 @@ def _hops_text(route: Route) -> str:
 
 def pod_routes(link: PodLink) -> dict[RouteKey, Route]:
     """The host routes one pod link needs: a /32 or /128 to its host end for each address."""
-    wanted: dict[RouteKey, Route] = {}
-    for address in link.addresses:
-        prefix = host_prefix(address)
-        key = RouteKey(prefix)
-        wanted[key] = Route(key, (NextHop(link.host_ifname),))
-    return wanted
+    return _routes_over(link.host_ifname, link.addresses)
+
+
+def _routes_over(ifname: str, addresses: tuple[Address, ...]) -> dict[RouteKey, Route]:
+    keys = [RouteKey(host_prefix(address)) for address in addresses]
+    return {key: Route(key, (NextHop(ifname),)) for key in keys}

@@ -33,6 +33,7 @@ from cni.ipam.block import Block, BlockState, BlockStore, BlockStoreError
 from cni.ipam.claims import Claims
 from cni.ipam.cooldown import CooldownFile
 from cni.ipam.pool import IPPool, Prefix
+from cni.ipam.requested import AddressRefused, pool_of, refuse_change, refuse_other_nodes
 from cni.ipam.usage import BlockUsage
 
 log = structlog.get_logger("cni.ipam")
@@ -114,26 +115,39 @@ class Allocator:
 
     # -- what CNI asks for -----------------------------------------------------------------
 
-    async def assign(self, attachment: Attachment) -> tuple[Address, ...]:
+    async def assign(
+        self, attachment: Attachment, requested: tuple[Address, ...] = ()
+    ) -> tuple[Address, ...]:
         """One address of each family that has an enabled pool for this node, IPv4 first.
 
         The same attachment gets the same answer until it is released, asked at once or later.
         Claims a block when none of ours has room; otherwise the store is not asked.
 
+        Args:
+            attachment: who gets them.
+            requested: addresses it must be, at most one of a family; families not named get any.
+
         Raises:
             NoAddress: no pool is enabled for this node, or a family is exhausted.
+            AddressRefused: a requested address cannot be given; nothing was.
             BlockStoreError: a block is needed and the store cannot be used.
         """
         while True:
             held = self._addresses.get(attachment)
             if held is not None:
+                refuse_change(attachment, held, requested)
                 return held
-            missing = self._assign_from_owned(attachment)
+            missing = self._assign_from_owned(attachment, requested)
             if missing is None:
                 continue
+            wanted = next((each for each in requested if each.version == missing), None)
             async with self._locks[missing]:
                 # Others claimed while this one waited: usually there is room now.
-                if attachment not in self._addresses and not self._has_room(missing):
+                if attachment in self._addresses:
+                    continue
+                if wanted is not None:
+                    await self._claim_block_of(wanted)
+                elif not self._has_room(missing):
                     await self._claim(missing)
 
     def release(self, attachment: Attachment) -> tuple[Address, ...]:
@@ -256,24 +270,69 @@ class Allocator:
 
     # -- assigning -------------------------------------------------------------------------
 
-    def _assign_from_owned(self, attachment: Attachment) -> int | None:
+    def _assign_from_owned(
+        self, attachment: Attachment, requested: tuple[Address, ...]
+    ) -> int | None:
         """Assigns from owned blocks, all families or none. Returns a family that needs a block.
 
         Raises:
             NoAddress: no pool is enabled for this node.
+            AddressRefused: a requested address cannot be given.
         """
         now_s = self._clock()
-        families = sorted({p.version for p in self._pools() if p.node_selected and not p.disabled})
+        families = self._families()
         if not families:
-            raise NoAddress(f"no IPPool is enabled for node {self._node}")
-        chosen: list[Address] = []
+            raise NoAddress(self._no_pool())
+        chosen: dict[int, Address] = {each.version: each for each in requested}
+        lacking: list[int] = [
+            each.version for each in requested if not self._may_give(each, attachment)
+        ]
         for version in families:
+            if version in chosen:
+                continue
             found = next((a for o in self._usable(version) if (a := o.usage.peek(now_s))), None)
             if found is None:
-                return version
-            chosen.append(found)
-        self._hold(attachment, tuple(chosen))
+                lacking.append(version)
+            else:
+                chosen[version] = found
+        if lacking:
+            return lacking[0]
+        self._hold(attachment, tuple(chosen[version] for version in families))
         return None
+
+    def _may_give(self, address: Address, attachment: Attachment) -> bool:
+        """Whether a requested address can be given now; False when its block is not ours yet.
+
+        Raises:
+            AddressRefused: it cannot be given.
+        """
+        pool = pool_of(address, self._pools(), node=self._node)
+        holder = self._holders.get(address)
+        if holder is not None:
+            raise AddressRefused(address, f"is in use by {holder}")
+        owned = self._owned_of(address)
+        if owned is None:
+            return False
+        if owned.block.pool != pool.name:
+            raise AddressRefused(
+                address,
+                f"is in block {owned.block.cidr} of IPPool {owned.block.pool}, not {pool.name}",
+            )
+        rest_s = owned.usage.rest_s(address, attachment, self._clock())
+        if rest_s > 0:
+            raise AddressRefused(
+                address,
+                f"was released a moment ago and rests for {rest_s:.1f} s",
+                retry_after_s=rest_s,
+            )
+        return True
+
+    def _families(self) -> list[int]:
+        """The IP versions that have an enabled pool for this node."""
+        return sorted({p.version for p in self._pools() if p.node_selected and not p.disabled})
+
+    def _no_pool(self) -> str:
+        return f"no IPPool is enabled for node {self._node}"
 
     def _usable(self, version: int) -> list[_Owned]:
         """Owned blocks new addresses may come from: selected pools first, then by pool and CIDR."""
@@ -343,6 +402,33 @@ class Allocator:
                     self._own(block)
                     return
         raise self._exhausted(version)
+
+    async def _claim_block_of(self, address: Address) -> None:
+        """Returns when the block of a requested address is ours, claiming it if need be.
+
+        Raises:
+            AddressRefused: no pool gives it, or another node has its block.
+            BlockStoreError: the store cannot be used.
+        """
+        blocks = await self._claims.list()
+        await self._take_over(blocks, (address.version,))
+        if self._owned_of(address) is not None:
+            return
+        pool = pool_of(address, self._pools(), node=self._node)
+        ours = next(
+            (b for b in blocks if b.node == self._node and _contains(b.cidr, address)), None
+        )
+        if ours is not None:
+            # On its way out, and wanted again; or never confirmed.
+            block = await self._claims.confirm(ours)
+        else:
+            refuse_other_nodes(address, pool.block_of(address), blocks)
+            block = await self._claims.claim(pool.block_of(address), pool.name)
+        if block is None:
+            raise AddressRefused(
+                address, f"is in block {pool.block_of(address)}, which another node has just taken"
+            )
+        self._own(block)
 
     def _claimable(self, version: int) -> list[IPPool]:
         return sorted(

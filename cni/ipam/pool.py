@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
+from cni.attachment import Address
+
 Prefix = IPv4Network | IPv6Network
 
 DEFAULT_BLOCK_SIZE_V4 = 26
@@ -42,6 +44,11 @@ class IPPool:
         if isinstance(self.cidr, IPv4Network):
             return IPv4Network((base, self.block_size))
         return IPv6Network((base, self.block_size))
+
+    def block_of(self, address: Address) -> Prefix:
+        """The block that ``address``, which is inside the pool, belongs to."""
+        width = self.cidr.max_prefixlen - self.block_size
+        return self.block_at((int(address) - int(self.cidr.network_address)) >> width)
 
     def candidate_blocks(self, node: str) -> Iterator[Prefix]:
         """Every block once, from a place that depends on the node's name, then wrapping round.

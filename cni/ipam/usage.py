@@ -43,6 +43,8 @@ class BlockUsage:
     used: dict[Address, Attachment] = field(default_factory=dict)
     _released_s: dict[Address, float] = field(default_factory=dict)
     """Released and not taken again: address -> when (s), oldest first. A dict keeps that order."""
+    _released_by: dict[Address, Attachment] = field(default_factory=dict)
+    """Who held each of those last, where it is known."""
     _fresh: int = 0
     """Every address before this ordinal is used or was released; those after it may be fresh."""
 
@@ -81,9 +83,11 @@ class BlockUsage:
 
     def release(self, address: Address, now_s: float) -> bool:
         """Gives an address back, to rest from ``now_s``. False when it was not in use."""
-        if self.used.pop(address, None) is None:
+        holder = self.used.pop(address, None)
+        if holder is None:
             return False
         self._released_s[address] = now_s
+        self._released_by[address] = holder
         return True
 
     def rest(self, address: Address, released_s: float) -> None:
@@ -106,6 +110,16 @@ class BlockUsage:
             if now_s < released_s + self.cooldown_s
         }
 
+    def rest_s(self, address: Address, attachment: Attachment, now_s: float) -> float:
+        """Seconds until ``attachment`` may have ``address`` again: 0.0 when it does not rest.
+
+        Whoever held it last need not wait: what others remember of the address is its own.
+        """
+        if self._released_by.get(address) == attachment:
+            return 0.0
+        released_s = self._released_s.get(address)
+        return 0.0 if released_s is None else max(0.0, released_s + self.cooldown_s - now_s)
+
     def cooling(self, now_s: float) -> int:
         """How many addresses rest."""
         return len(self.resting(now_s))
@@ -123,6 +137,7 @@ class BlockUsage:
 
     def _take(self, address: Address, attachment: Attachment) -> None:
         self._released_s.pop(address, None)
+        self._released_by.pop(address, None)
         self.used[address] = attachment
 
     def _at(self, ordinal: int) -> Address:

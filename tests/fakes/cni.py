@@ -12,6 +12,7 @@ from ipaddress import IPv4Address
 from cni.attach import HostRouteError, Unready
 from cni.attachment import Address, Attachment
 from cni.ipam.allocator import NoAddress
+from cni.ipam.requested import refuse_change
 from cni.podlink import AliasRecord, PodLink
 from cni.wiring import LinkExists, ObservedLink, PodInterfaceExists, WiringError
 
@@ -49,8 +50,10 @@ class FakeAllocator(Failures):
         self.make: Callable[[int], tuple[Address, ...]] = lambda n: (FIRST_ADDRESS + n,)
         self.before_assign: Callable[[], object] = lambda: None
 
-    async def assign(self, attachment: Attachment) -> tuple[Address, ...]:
-        """The held addresses, or new ones."""
+    async def assign(
+        self, attachment: Attachment, requested: tuple[Address, ...] = ()
+    ) -> tuple[Address, ...]:
+        """The held addresses, or the requested one of each family and a new one of the others."""
         self.raise_pending("assign")
         pause = self.before_assign()
         if hasattr(pause, "__await__"):
@@ -58,8 +61,11 @@ class FakeAllocator(Failures):
         if attachment not in self.held:
             if self.given >= self.limit:
                 raise NoAddress("pool fake is exhausted")
-            self.held[attachment] = self.make(self.given)
+            wanted = {address.version: address for address in requested}
+            made = self.make(self.given)
+            self.held[attachment] = tuple(wanted.get(each.version, each) for each in made)
             self.given += 1
+        refuse_change(attachment, self.held[attachment], requested)
         self.journal.append("assign")
         return self.held[attachment]
 
@@ -99,10 +105,14 @@ class FakeHostRoutes(Failures):
             self.routes[address] = link
         self.journal.append("ensure")
 
-    async def forget(self, attachment: Attachment) -> None:
-        """Removes the routes of ``attachment``."""
+    async def forget(self, attachment: Attachment, addresses: tuple[Address, ...]) -> None:
+        """Removes the routes to ``addresses``. Those over the link go with it, as in the kernel."""
         self.raise_pending("forget")
-        self.routes = {a: each for a, each in self.routes.items() if each.attachment != attachment}
+        self.routes = {
+            address: link
+            for address, link in self.routes.items()
+            if address not in addresses and link.attachment != attachment
+        }
         self.journal.append("forget")
 
     async def check(self, link: PodLink) -> list[str]:
@@ -121,6 +131,7 @@ class Wire:
 
     link: PodLink
     namespace: int
+    mac: str
     is_configured: bool = False
 
 
@@ -147,7 +158,9 @@ class FakeWires(Failures):
             raise LinkExists(f"link {link.host_ifname} exists", is_ours=is_ours)
         if (netns_fd, link.attachment.ifname) in self.foreign_pod_interfaces:
             raise PodInterfaceExists(f"{link.attachment.ifname} exists in the pod's namespace")
-        self.wires[link.host_ifname] = Wire(link, self.identify(netns_fd))
+        self.wires[link.host_ifname] = Wire(
+            link, self.identify(netns_fd), mac=link.mac or self.POD_MAC
+        )
         self.journal.append("create")
         return len(self.wires) + 1
 
@@ -159,7 +172,7 @@ class FakeWires(Failures):
             raise WiringError(f"{link.attachment.ifname} is not in the pod's namespace")
         wire.is_configured = True
         self.journal.append("configure_pod")
-        return self.POD_MAC
+        return wire.mac
 
     def remove(self, host_ifname: str) -> bool:
         """Takes the pair away."""
@@ -198,6 +211,8 @@ class FakeWires(Failures):
             found.append(f"{link.attachment.ifname} is not configured")
         if wire.link.mtu_bytes != link.mtu_bytes:
             found.append(f"MTU is {wire.link.mtu_bytes}, not {link.mtu_bytes}")
+        if link.mac not in (None, wire.mac):
+            found.append(f"MAC address is {wire.mac}, not {link.mac}")
         return found
 
     def repair(self, link: PodLink) -> list[str]:

@@ -120,7 +120,7 @@ class FakeWiring(Switches):
         if pair is None or pair.netns_fd != netns_fd:
             raise WiringError(f"{link.attachment.ifname} is not in the pod's namespace")
         pair.is_configured = True
-        return self.POD_MAC
+        return pair.link.mac or self.POD_MAC
 
     def remove(self, host_ifname: str) -> bool:
         """Takes the pair away."""
@@ -158,6 +158,9 @@ class FakeWiring(Switches):
             differences.append(f"addresses: expected {link.addresses}, found {pair.link.addresses}")
         if pair.link.mtu_bytes != link.mtu_bytes:
             differences.append(f"MTU: expected {link.mtu_bytes}, found {pair.link.mtu_bytes}")
+        mac = pair.link.mac or self.POD_MAC
+        if link.mac not in (None, mac):
+            differences.append(f"MAC address: expected {link.mac}, found {mac}")
         return differences
 
     def repair(self, link: PodLink) -> list[str]:

@@ -89,7 +89,13 @@ def test_the_configuration_leads_to_the_agents_socket(installed: Paths, run_dir:
         "cniVersion": "1.0.0",
         "cniVersions": ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"],
         "name": "slash32",
-        "plugins": [{"type": "slash32", "socket": f"{run_dir}/cni.sock"}],
+        "plugins": [
+            {
+                "type": "slash32",
+                "socket": f"{run_dir}/cni.sock",
+                "capabilities": {"mac": True, "ips": True},
+            }
+        ],
     }
 
 

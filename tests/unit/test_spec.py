@@ -218,8 +218,6 @@ def test_a_bad_environment_is_code_4_and_names_the_variable(
         ({"dns": {"search": [1]}}, Code.DECODE_FAILURE, "dns.search[0] is "),
         ({"ipMasq": True}, Code.UNSUPPORTED_FIELD, 'ipMasq="True"'),
         ({"ipam": {"type": "host-local"}}, Code.UNSUPPORTED_FIELD, "host-local"),
-        ({"runtimeConfig": {"ips": ["10.0.0.1/8"]}}, Code.UNSUPPORTED_FIELD, "runtimeConfig.ips"),
-        ({"runtimeConfig": {"mac": "00:11:22:33:44:55"}}, Code.UNSUPPORTED_FIELD, "00:11"),
         ({"prevResult": []}, Code.DECODE_FAILURE, "prevResult is "),
         ({"prevResult": {"ips": {}}}, Code.DECODE_FAILURE, "prevResult.ips is "),
         ({"prevResult": {"ips": [1]}}, Code.DECODE_FAILURE, "prevResult.ips[0] is "),
