@@ -28,6 +28,7 @@ from typing import Any, Protocol, TypeVar
 
 from cni.answer import add_result, as_promised, differences_from_previous
 from cni.attachment import Address, Attachment
+from cni.conntrack import Conntrack, ConntrackError
 from cni.departures import Departures
 from cni.errors import CniError, Code, shown
 from cni.netns import is_network_namespace, is_same_namespace, own_netns
@@ -165,6 +166,8 @@ class Attacher:
         examine_netns: what is wrong with a namespace's descriptor, or None.
         deadline_s: seconds one verb may take.
         departures: where the kernel's word that a link is gone arrives.
+        conntrack: forgets the connections of an address before it is anybody's again; None on a
+            host that tracks none.
     """
 
     def __init__(
@@ -178,6 +181,7 @@ class Attacher:
         examine_netns: Callable[[int], str | None] = describe_netns,
         deadline_s: float = VERB_DEADLINE_S,
         departures: Departures | None = None,
+        conntrack: Conntrack | None = None,
     ) -> None:
         self._wiring = wiring
         self._host_routes = host_routes
@@ -187,6 +191,7 @@ class Attacher:
         self._examine_netns = examine_netns
         self._deadline_s = deadline_s
         self._departures = departures or Departures()
+        self._conntrack = conntrack
         self._turns: dict[Attachment, _Turn] = {}
         self._removers = ThreadPoolExecutor(REMOVER_THREADS, thread_name_prefix="cni-remove")
 
@@ -458,6 +463,16 @@ class Attacher:
             return False
 
     async def _release(self, attachment: Attachment) -> tuple[Address, ...]:
+        """Into cool-down, with nothing left that names the address: a UDP entry outlives its pod
+        for minutes and would lead its old peers to the next holder."""
+        if self._conntrack is not None:
+            loop = asyncio.get_running_loop()
+            for address in self._allocator.addresses(attachment):
+                try:
+                    # In a thread: where 100,000 connections are tracked it takes 0.3 s.
+                    await loop.run_in_executor(self._removers, self._conntrack.flush, address)
+                except ConntrackError as error:
+                    log.warning("connections_not_forgotten address=%s error=%s", address, error)
         return self._allocator.release(attachment)
 
     @asynccontextmanager

@@ -24,7 +24,9 @@ import structlog
 
 from bgp.speaker import Speaker
 from cni.attach import Attacher, Unready
+from cni.conntrack import KernelConntrack
 from cni.departures import Departures
+from cni.edge_nft import NftEdge
 from cni.ipam.allocator import AddressConflict, Allocator
 from cni.server import CniServer
 from cni.wiring import KernelWiring
@@ -104,6 +106,8 @@ class Agent:
         departures = Departures()
         self._fib = KernelFib(on_link_gone=departures.tell, is_awaited=departures.is_awaited)
         departures.on_expect = self._fib.listen
+        self._edge = NftEdge()
+        self._conntrack = KernelConntrack()
         self._allocator = Allocator(
             settings.node,
             store,
@@ -125,6 +129,7 @@ class Agent:
             speaker=self._speaker,
             pod_links=self._wiring,
             blocks=self._allocator,
+            edge=self._edge,
             clock=time.monotonic,
             resync_s=settings.resync_s,
         )
@@ -135,6 +140,7 @@ class Agent:
             mtu_bytes=self._mtu_bytes,
             readiness=self._readiness,
             departures=departures,
+            conntrack=self._conntrack,
         )
         self._cni = CniServer(str(settings.cni_socket), self._attacher)
         self._control = ControlServer(
@@ -159,6 +165,8 @@ class Agent:
             agent = cls(settings, version=version, store=store)
             stack.push_async_callback(agent._fib.close)
             stack.callback(agent._wiring.close)
+            stack.callback(agent._edge.close)
+            stack.callback(agent._conntrack.close)
             stack.push_async_callback(agent._speaker.close)
             stack.push_async_callback(agent._control.close)
             stack.push_async_callback(agent._cni.close)
@@ -212,6 +220,8 @@ class Agent:
         """What CNI STATUS says (specification 1.1, codes 50 and 51)."""
         if not self._loop.snapshot.pools and self._loop.store_error is not None:
             return Unready(50, f"the datastore has not been read: {self._loop.store_error}")
+        if self._loop.edge_error is not None:
+            return Unready(50, f"pods cannot be kept in bounds: {self._loop.edge_error}")
         if not any(p.node_selected and not p.disabled for p in self._pools()):
             return Unready(50, "no IPPool is enabled for this node")
         return None

@@ -25,6 +25,7 @@ import structlog
 from bgp.paths import Family, PeerStatus, SessionState
 from cni.attach import HostRouteError
 from cni.attachment import Attachment
+from cni.edge import Edge, EdgeError
 from cni.ipam.block import Block, BlockStoreError
 from cni.podlink import PodLink
 from cni.wiring import ObservedLink
@@ -99,10 +100,12 @@ class Reconciler:
         speaker: SpeakerFace,
         pod_links: PodLinks,
         blocks: Blocks,
+        edge: Edge,
         clock: Callable[[], float],
         resync_s: float = 30.0,
     ) -> None:
         self._node = node
+        self._edge = edge
         self._store = store
         self._fib = fib
         self._speaker = speaker
@@ -125,6 +128,8 @@ class Reconciler:
         self._pass_done = asyncio.Condition()
         self._in_pass = False
         self.report = PassReport()
+        self.edge_error: str | None = "not looked at yet"
+        """Why the rules at the pod's edge do not hold at present, or None."""
 
     @property
     def snapshot(self) -> Snapshot:
@@ -194,6 +199,7 @@ class Reconciler:
     async def _pass(self) -> bool:
         failures: list[Failure[str]] = []
         held: list[Held] = []
+        self._ensure_edge(failures)
         await self._read_store(failures)
         try:
             self._ensured.clear()
@@ -228,6 +234,16 @@ class Reconciler:
             while self.report.passes < target:
                 self.kick("next_pass")
                 await self._pass_done.wait()
+
+    def _ensure_edge(self, failures: list[Failure[str]]) -> None:
+        """What pods may not do, as firewall rules: one message when nothing has changed."""
+        try:
+            for mended in self._edge.ensure():
+                log.warning("edge_mended", what=mended)
+            self.edge_error = None
+        except EdgeError as error:
+            self.edge_error = str(error)
+            failures.append(Failure("edge", "ensure", str(error)))
 
     async def _release_empty_blocks(self, failures: list[Failure[str]]) -> None:
         """One step each resync; the pass after it withdraws what was marked (invariant 4)."""

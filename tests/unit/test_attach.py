@@ -11,6 +11,7 @@ import pytest
 
 from cni.attach import ADDRESS_ATTEMPTS, Attacher, HostRouteError, Unready, describe_netns
 from cni.attachment import Attachment, PodRef
+from cni.conntrack import ConntrackError
 from cni.errors import CniError, Code
 from cni.ipam.allocator import NoAddress
 from cni.ipam.block import BlockStoreError
@@ -18,6 +19,7 @@ from cni.result import Dns, Interface, IpConfig, Result, host_cidr
 from cni.spec import Command, NetConf, Request
 from cni.wiring import LinkExists, NamespaceGone, PodInterfaceExists, WiringError
 from tests.fakes.cni import FIRST_ADDRESS, Node
+from tests.fakes.edge import FakeConntrack
 
 NETNS = 7
 OTHER_NETNS = 8
@@ -38,7 +40,9 @@ async def attacher(node: Node) -> AsyncIterator[Attacher]:
     await made.close()
 
 
-def make_attacher(node: Node, *, deadline_s: float = 30.0) -> Attacher:
+def make_attacher(
+    node: Node, *, deadline_s: float = 30.0, conntrack: FakeConntrack | None = None
+) -> Attacher:
     """Verbs over ``node``, with every descriptor a good namespace."""
     return Attacher(
         wiring=node.wires,
@@ -48,6 +52,7 @@ def make_attacher(node: Node, *, deadline_s: float = 30.0) -> Attacher:
         readiness=lambda: node.unready,
         examine_netns=lambda _fd: None,
         deadline_s=deadline_s,
+        conntrack=conntrack,
     )
 
 
@@ -644,3 +649,20 @@ async def test_gc_goes_on_past_failures_and_reports_them_together(
     assert "second" in caught.value.details
     await attacher.handle(collect("a"), None)
     assert known(node) == {("slash32", "a"), ("other", "a")}
+
+
+async def test_a_released_addresss_connections_are_forgotten_before_it_is_free(node: Node) -> None:
+    """Its next holder must not get what was meant for this one; a failure does not keep the DEL."""
+    conntrack = FakeConntrack()
+    attacher = make_attacher(node, conntrack=conntrack)
+    try:
+        for failing in (False, True):
+            await attacher.handle(request(), netns_fd=0)
+            held = node.allocator.addresses(ATTACHMENT)
+            if failing:
+                conntrack.fail_next("flush", ConntrackError("no"), times=len(held))
+            await attacher.handle(request(Command.DEL), netns_fd=None)
+            assert set(held) <= set(conntrack.flushed) or failing
+            assert node.leftovers == []
+    finally:
+        await attacher.close()

@@ -13,6 +13,7 @@ from bgp.paths import Origin, Path
 from bgp.speaker import BgpFailure
 from cni.attach import HostRouteError
 from cni.attachment import Attachment
+from cni.edge import EdgeError
 from cni.ipam.block import Block, BlockState
 from cni.podlink import PodLink
 from routing.datastore.snapshot import (
@@ -26,6 +27,7 @@ from routing.datastore.snapshot import (
 from routing.links import LinkState
 from routing.reconcile import Reconciler
 from routing.routes import NextHop, Prefix, RouteKey
+from tests.fakes.edge import FakeEdge
 from tests.fakes.kernel import FakeFib, FakeWiring
 from tests.fakes.speaker import FakeSpeaker, FakeWorld
 from tests.fakes.store import FakeDatastore
@@ -72,6 +74,7 @@ class Node:
         )
         self.world = FakeWorld()
         self.wiring = FakeWiring()
+        self.edge = FakeEdge()
         self.restart()
 
     def restart(self) -> None:
@@ -85,6 +88,7 @@ class Node:
             speaker=self.speaker,
             pod_links=self.wiring,
             blocks=self.blocks,
+            edge=self.edge,
             clock=lambda: self.now_s,
         )
 
@@ -361,3 +365,16 @@ async def test_a_busy_node_is_resynchronised_by_the_clock(node: Node):
     node.now_s += 31
     await node.loop.run_pass()
     assert node.blocks.release_calls == 1
+
+
+async def test_the_pods_edge_is_kept_whatever_else_fails(node: Node):
+    """Rules that somebody flushed are back after a pass, also while the store is away."""
+    await node.started()
+    assert node.loop.edge_error is None
+    node.edge.flush()
+    node.store.fail_next("snapshot")
+    await node.loop.run_pass()
+    assert node.edge.ensure() == []
+    node.edge.fail_next("ensure", EdgeError("no nft"))
+    assert await node.loop.run_pass()
+    assert node.loop.edge_error == "no nft"
