@@ -25,6 +25,7 @@ from routing.fib import KernelFib
 from routing.reconcile import Reconciler
 from routing.routes import Prefix
 from tests.fakes import frames
+from tests.fakes.edge import FakeEdge
 from tests.fakes.netns import Namespace, fabric, in_netns
 from tests.fakes.podnode import NODE_V4, OUTSIDE_V4, OUTSIDE_V6, UPLINK, PodNode, pod_node
 from tests.fakes.speaker import FakeSpeaker, FakeWorld
@@ -101,6 +102,7 @@ async def agent_on(
         speaker=speaker,
         pod_links=bench.wiring,
         blocks=allocator,
+        edge=FakeEdge(),
         clock=time.monotonic,
     )
     attacher = Attacher(
