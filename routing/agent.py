@@ -13,8 +13,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -33,7 +35,9 @@ from cni.wiring import KernelWiring
 from routing.control import ControlServer
 from routing.datastore.local import LocalStore
 from routing.fib import KernelFib
+from routing.desired import peers_for
 from routing.links import link_of
+from routing.readiness import Seen, readiness
 from routing.reconcile import Reconciler
 from routing.settings import Settings
 from routing.view import (
@@ -50,6 +54,7 @@ from routing.view import (
 log = structlog.get_logger("routing.agent")
 
 FALLBACK_MTU_BYTES = 1500
+SWITCH_INTERVAL_S = 0.0005
 
 
 class AlreadyRunning(Exception):
@@ -181,6 +186,11 @@ class Agent:
         await self._speaker.start()
         await self._loop.run_pass()
         await self._cni.start()
+        # What is alive now stays: the collector need not walk the libraries again at every ADD.
+        gc.collect()
+        gc.freeze()
+        # A thread that removes a link must not keep the loop waiting for the usual 5 ms.
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         log.info("agent_started", node=self._settings.node, version=self._version)
         async with asyncio.TaskGroup() as tasks:
             workers = [
@@ -217,17 +227,19 @@ class Agent:
         return min((link.mtu_bytes for link in uplinks), default=FALLBACK_MTU_BYTES)
 
     def _readiness(self) -> Unready | None:
-        """What CNI STATUS says (specification 1.1, codes 50 and 51)."""
-        if not self._loop.snapshot.pools and self._loop.store_error is not None:
-            return Unready(50, f"the datastore has not been read: {self._loop.store_error}")
-        if self._loop.edge_error is not None:
-            return Unready(50, f"pods cannot be kept in bounds: {self._loop.edge_error}")
-        if not any(p.node_selected and not p.disabled for p in self._pools()):
-            return Unready(50, "no IPPool is enabled for this node")
-        return None
-
-    def _pools(self) -> list[Any]:
-        return self._loop.snapshot.pools_for(self._settings.node)
+        """What CNI STATUS says, from memory."""
+        snapshot, store_error = self._loop.snapshot, self._loop.store_error
+        return readiness(
+            Seen(
+                unread_store=store_error if not snapshot.pools else None,
+                shortage=self._allocator.shortage(store_error),
+                edge_error=self._loop.edge_error,
+                peers=peers_for(snapshot, self._settings.node),
+                sessions=self._speaker.sessions(),
+                is_speaker_connected=self._speaker.is_connected,
+                has_learned_routes=self._loop.report.has_learned_routes,
+            )
+        )
 
     async def _holders(self) -> list[dict[str, Any]]:
         """The address book itself: who holds what, whether or not there is a link for it."""
