@@ -34,8 +34,8 @@ from cni.server import CniServer
 from cni.wiring import KernelWiring
 from routing.control import ControlServer
 from routing.datastore.local import LocalStore
-from routing.fib import KernelFib
 from routing.desired import peers_for
+from routing.fib import KernelFib
 from routing.links import link_of
 from routing.readiness import Seen, readiness
 from routing.reconcile import Reconciler

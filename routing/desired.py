@@ -141,9 +141,7 @@ def _peers(
         return {}
     local_asn = this_node.asn or inputs.snapshot.bgp.asn
     peers: dict[Address, Peer] = {}
-    for resource in sorted(inputs.snapshot.peers, key=lambda p: p.meta.name):
-        if not _selects(resource, this_node):
-            continue
+    for resource in peers_for(inputs.snapshot, inputs.node):
         if resource.peer_ip in peers:
             first = peers[resource.peer_ip].name
             problems.append(
@@ -167,6 +165,17 @@ def _peers(
             graceful_restart_s=resource.max_restart_time_s,
         )
     return peers
+
+
+def peers_for(snapshot: Snapshot, node: str) -> list[BGPPeerResource]:
+    """The peers that select ``node``, in name order, whether or not they can be reached."""
+    this_node = next((each for each in snapshot.nodes if each.meta.name == node), None)
+    if this_node is None:
+        return []
+    return sorted(
+        (peer for peer in snapshot.peers if _selects(peer, this_node)),
+        key=lambda peer: peer.meta.name,
+    )
 
 
 def router_id(node: NodeResource) -> IPv4Address:

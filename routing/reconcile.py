@@ -34,7 +34,7 @@ from routing.delta import Delta, Failure, diff
 from routing.desired import AdvertisementKey, Desired, Inputs, desired, host_prefix
 from routing.fib import Fib
 from routing.links import LinkState
-from routing.routes import Address, NextHop, Prefix, Route, RouteKey
+from routing.routes import Address, NextHop, Prefix, Route, RouteKey, RouteKind
 from routing.speaking import SpeakerFace
 from routing.telemetry import RepeatFilter
 
@@ -42,6 +42,8 @@ log = structlog.get_logger("routing.reconcile")
 
 BACKOFF_FIRST_S = 0.2
 BACKOFF_MAX_S = 10.0
+STORE_OUT_OF_SYNC = "store-out-of-sync"
+"""The gate that is closed while the store cannot be read."""
 COALESCE_S = 0.005
 """How long a pass waits after the first kick, so that a burst of events is one pass."""
 
@@ -86,6 +88,15 @@ class PassReport:
     held: tuple[Held, ...] = ()
     finished_at_s: float | None = None
     passes: int = 0
+
+    @property
+    def has_learned_routes(self) -> bool:
+        """Whether a route learned by BGP is kept, from a path that may be stale or, by a new agent,
+        until a peer has spoken. One that is held for the store's sake alone says nothing: its
+        session may be gone."""
+        return RouteKind.REMOTE in self.desired.kinds.values() or any(
+            held.gate != STORE_OUT_OF_SYNC for held in self.held
+        )
 
 
 class Reconciler:
@@ -367,7 +378,7 @@ class Reconciler:
         def gate(key: AdvertisementKey, _value: object) -> bool:
             if key in wanted.advertisements or self._snapshot.in_sync:
                 return key not in wanted.advertisements
-            held.append(Held(f"announcement {key[1]} to {key[0]}", "store-out-of-sync"))
+            held.append(Held(f"announcement {key[1]} to {key[0]}", STORE_OUT_OF_SYNC))
             return False
 
         delta = diff(ready, actual, gate)
@@ -419,7 +430,7 @@ class Reconciler:
     def _closed_gate(self, route: Route, wanted: Desired) -> str | None:
         """Why ``route`` may not be deleted now, or None."""
         if not self._snapshot.in_sync:
-            return "store-out-of-sync"
+            return STORE_OUT_OF_SYNC
         if route.is_blackhole or all(hop.gateway is None for hop in route.next_hops):
             return None
         if not self._speaker.is_connected:

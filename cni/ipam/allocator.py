@@ -100,6 +100,7 @@ class Allocator:
         self._lost: dict[Prefix, str] = {}
         self._unconfirmed: dict[Prefix, str] = {}
         self._leaving: dict[Prefix, Block] = {}
+        self._listed_cidrs: set[Prefix] = set()
         self._addresses: dict[Attachment, tuple[Address, ...]] = {}
         self._holders: dict[Address, Attachment] = {}
         self._outside_s: dict[Address, float] = {}
@@ -194,6 +195,30 @@ class Allocator:
         """What the attachment holds, IPv4 first; () for nothing."""
         return self._addresses.get(attachment, ())
 
+    def shortage(self, store_error: str | None = None) -> str | None:
+        """Why an assign would find no address now, from memory; None when it would find one.
+
+        A block counts as obtainable while the blocks last listed leave one of a pool's out.
+
+        Args:
+            store_error: why the store cannot be used, if the caller knows: no block can be had.
+        """
+        families = self._families()
+        if not families:
+            return self._no_pool()
+        for version in families:
+            if self._has_room(version):
+                continue
+            if all(_is_full(pool, self._listed_cidrs) for pool in self._claimable(version)):
+                return str(self._exhausted(version))
+            fault = store_error or self._store_fault
+            if fault:
+                return (
+                    f"no IPv{version} address is free in this node's blocks, and no block can be "
+                    f"claimed: {fault}"
+                )
+        return None
+
     # -- what the hub asks for -------------------------------------------------------------
 
     def attachments(self) -> list[Attachment]:
@@ -211,8 +236,10 @@ class Allocator:
             BlockStoreError: only without ``blocks``: the store cannot be read. With ``blocks`` a
                 fault is shown by problems(), and the view stays as it was.
         """
-        if blocks is not None and self._agrees(blocks):
-            return
+        if blocks is not None:
+            self._listed_cidrs = {block.cidr for block in blocks}
+            if self._agrees(blocks):
+                return
         async with self._locks[4], self._locks[6]:
             try:
                 await self._take_over(await self._claims.list(), FAMILIES)
@@ -379,9 +406,9 @@ class Allocator:
         """
         blocks = await self._claims.list()
         await self._take_over(blocks, (version,))
+        taken = self._listed_cidrs = {block.cidr for block in blocks}
         if self._has_room(version):
             return
-        taken = {block.cidr for block in blocks}
         attempts = 0
         for pool in self._claimable(version):
             if _is_full(pool, taken):

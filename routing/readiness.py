@@ -1,0 +1,106 @@
+"""What CNI STATUS answers (specification 1.1, section 2, STATUS), from what is in memory. Pure.
+
+A runtime asks every few seconds and takes the node out of service on a refusal, so each of the two
+codes stands for something a pod would feel:
+
+  * 50: an ADD would fail now.
+  * 51: pods that run are cut off too: peers are configured, no session is up, and no route learned
+    from one is kept either. Routes are kept while a speaker is away or restarts (graceful restart,
+    RFC 4724): the pods are reachable, and so the node is ready.
+
+51 says more than 50, so it wins where both hold; its sentence then tells of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from bgp.paths import PeerStatus, SessionState
+from cni.attach import Unready
+from routing.datastore.snapshot import BGPPeerResource
+from routing.routes import Address
+
+NOT_AVAILABLE = 50
+LIMITED_CONNECTIVITY = 51
+
+PEERS_TOLD_MAX = 4
+"""Peers one sentence names; the others are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the agent knows at this moment.
+
+    Attributes:
+        unread_store: why the store has not been read since the start, or None when it has been.
+        shortage: why an address could not be given, or None.
+        edge_error: why pods could not be kept in bounds, or None.
+        peers: those configured for this node.
+        sessions: what is known of their sessions, by address.
+        is_speaker_connected: whether that is so at present, or was before the speaker went.
+        has_learned_routes: whether a route learned by BGP is in the kernel, stale ones included.
+    """
+
+    unread_store: str | None = None
+    shortage: str | None = None
+    edge_error: str | None = None
+    peers: Sequence[BGPPeerResource] = ()
+    sessions: Mapping[Address, PeerStatus] = field(default_factory=dict)
+    is_speaker_connected: bool = True
+    has_learned_routes: bool = False
+
+
+def readiness(seen: Seen) -> Unready | None:
+    """Why STATUS must refuse, or None when the node serves."""
+    cannot_add = list(_cannot_add(seen))
+    cut_off = _cut_off(seen)
+    if cut_off is not None:
+        return Unready(LIMITED_CONNECTIVITY, "; ".join([cut_off, *cannot_add]))
+    if cannot_add:
+        return Unready(NOT_AVAILABLE, "; ".join(cannot_add))
+    return None
+
+
+def _cannot_add(seen: Seen) -> Iterator[str]:
+    if seen.unread_store is not None:
+        # Nothing is known of pools then: what lacks there is not worth telling.
+        yield f"the datastore has not been read: {seen.unread_store}"
+    elif seen.shortage is not None:
+        yield seen.shortage
+    if seen.edge_error is not None:
+        yield f"pods cannot be kept in bounds: {seen.edge_error}"
+
+
+def _cut_off(seen: Seen) -> str | None:
+    if not seen.peers or seen.has_learned_routes:
+        return None
+    if not seen.is_speaker_connected:
+        return (
+            f"no BGP session is known to be up with {_names(seen.peers)}: "
+            "ExaBGP is not connected to the agent, and no route learned before is kept"
+        )
+    statuses = [(peer, seen.sessions.get(peer.peer_ip)) for peer in seen.peers]
+    if any(status and status.state is SessionState.ESTABLISHED for _, status in statuses):
+        return None
+    told = [f"{_name(peer)} ({_reason(status)})" for peer, status in statuses[:PEERS_TOLD_MAX]]
+    return f"no BGP session is up: {', '.join(told)}{_others(seen.peers)}"
+
+
+def _reason(status: PeerStatus | None) -> str:
+    if status is None:
+        return "not in ExaBGP's configuration yet"
+    return status.last_reason or "never up so far"
+
+
+def _name(peer: BGPPeerResource) -> str:
+    return f"{peer.meta.name} {peer.peer_ip}"
+
+
+def _names(peers: Sequence[BGPPeerResource]) -> str:
+    return ", ".join(map(_name, peers[:PEERS_TOLD_MAX])) + _others(peers)
+
+
+def _others(peers: Sequence[BGPPeerResource]) -> str:
+    others = len(peers) - PEERS_TOLD_MAX
+    return f" and {others} more" if others > 0 else ""
