@@ -108,6 +108,9 @@ class AddressAllocator(Protocol):
         """One address of each family that has a pool, ``requested`` among them; the same ones
         when asked again."""
 
+    def announce_release(self, attachment: Attachment) -> None:
+        """Notes where the next agent finds it that the link is about to go; nothing is free yet."""
+
     def release(self, attachment: Attachment) -> tuple[Address, ...]:
         """Frees them, into cool-down; () when it held none."""
 
@@ -316,19 +319,31 @@ class Attacher:
         attachment = _attachment_of(request)
         # Until ensure has returned, a route to an address of ours may be somebody else's.
         routed: tuple[Address, ...] = ()
+        may_have_link = False
+
+        async def remove() -> None:
+            nonlocal may_have_link
+            if may_have_link:
+                await self._remove(attachment)
+                may_have_link = False
+
+        async def release() -> None:
+            # An address whose link may live on is not free: it waits for the runtime's DEL.
+            if not may_have_link:
+                await self._release(attachment)
+
         async with AsyncExitStack() as undo:
-            undo.push_async_exit(_undoing("release", lambda: self._release(attachment)))
+            undo.push_async_exit(_undoing("release", release))
             addresses = await self._allocator.assign(attachment, request.requested.addresses)
             link = self._link(request, addresses)
+            undo.push_async_exit(_undoing("remove", remove))
             try:
+                may_have_link = True
                 self._wiring.create(link, netns_fd)
             except (LinkExists, PodInterfaceExists):
                 # Nothing was made, and what is there may be somebody's living link.
+                may_have_link = False
                 raise
-            except Exception:
-                undo.push_async_exit(_undoing("remove", lambda: self._remove(attachment)))
-                raise
-            undo.push_async_exit(_undoing("remove", lambda: self._remove(attachment)))
             undo.push_async_exit(
                 _undoing("forget", lambda: self._host_routes.forget(attachment, routed))
             )
@@ -374,10 +389,10 @@ class Attacher:
 
     async def _delete(self, attachment: Attachment) -> None:
         async with self._turn(attachment):
+            # Killed after the link is gone, we would leave nobody who knows of its addresses.
+            self._allocator.announce_release(attachment)
             removed = await self._remove(attachment)
-            addresses = self._allocator.addresses(attachment)
-            await self._host_routes.forget(attachment, addresses)
-            released = await self._release(attachment)
+            released = await self._give_back(attachment)
         if removed or released:
             log.info(
                 "pod_detached attachment=%s link_removed=%s released=%s",
@@ -385,6 +400,25 @@ class Attacher:
                 removed,
                 _listed(released),
             )
+
+    async def release_linkless(self, attachment: Attachment) -> tuple[Address, ...]:
+        """Gives back what an attachment holds that has no link any more; () when it has one.
+
+        For cni/collect.py. Nobody else works on the attachment meanwhile.
+
+        Raises:
+            WiringError: the links could not be read.
+            HostRouteError: the kernel kept a route.
+        """
+        async with self._turn(attachment):
+            if any(each.record.attachment == attachment for each in self._wiring.read()):
+                return ()
+            return await self._give_back(attachment)
+
+    async def _give_back(self, attachment: Attachment) -> tuple[Address, ...]:
+        """What is left to do once the link is gone; what was released."""
+        await self._host_routes.forget(attachment, self._allocator.addresses(attachment))
+        return await self._release(attachment)
 
     async def _check(self, request: Request, netns_fd: int | None) -> None:
         attachment = _attachment_of(request)

@@ -104,6 +104,8 @@ class Allocator:
         self._addresses: dict[Attachment, tuple[Address, ...]] = {}
         self._holders: dict[Address, Attachment] = {}
         self._outside_s: dict[Address, float] = {}
+        self._announced: set[Attachment] = set()
+        """Whose release is noted in the journal already."""
         self._locks = {version: asyncio.Lock() for version in FAMILIES}
         self._store_fault = ""
         self._journal = (
@@ -151,8 +153,22 @@ class Allocator:
                 elif not self._has_room(missing):
                     await self._claim(missing)
 
+    def announce_release(self, attachment: Attachment) -> None:
+        """Notes for the next agent that these addresses are about to be released.
+
+        Between the end of a link and ``release`` the kernel says nothing of them any more; an
+        agent killed there would be followed by one that gives them out at once. When the release
+        does not come, the link stays, and ``adopt`` takes precedence over the note.
+        """
+        addresses = self._addresses.get(attachment)
+        if addresses and self._journal is not None:
+            self._journal.append(addresses)
+            self._announced.add(attachment)
+
     def release(self, attachment: Attachment) -> tuple[Address, ...]:
         """Takes the addresses back, to rest for the cool-down; () when it held none."""
+        is_noted = attachment in self._announced
+        self._announced.discard(attachment)
         addresses = self._addresses.pop(attachment, ())
         now_s = self._clock()
         for address in addresses:
@@ -162,9 +178,17 @@ class Allocator:
                 owned.usage.release(address, now_s)
             else:
                 self._rest_outside(address, now_s)
-        if addresses and self._journal is not None:
+        if addresses and self._journal is not None and not is_noted:
             self._journal.append(addresses)
         return addresses
+
+    def resting(self) -> list[Address]:
+        """Every address in cool-down, inside a block of ours or not, in address order."""
+        now_s = self._clock()
+        found = list(self._outside_s)
+        for owned in self._owned.values():
+            found += owned.usage.resting(now_s)
+        return sorted(found, key=lambda address: (address.version, int(address)))
 
     def adopt(self, attachment: Attachment, addresses: tuple[Address, ...]) -> None:
         """Notes what the kernel's journal says is in use, inside a block of ours or not.

@@ -69,6 +69,12 @@ class FakeAllocator(Failures):
         self.journal.append("assign")
         return self.held[attachment]
 
+    def announce_release(self, attachment: Attachment) -> None:
+        """Notes it where there is something to release."""
+        self.raise_pending("announce_release")
+        if attachment in self.held:
+            self.journal.append("announce")
+
     def release(self, attachment: Attachment) -> tuple[Address, ...]:
         """Forgets what ``attachment`` held."""
         self.raise_pending("release")

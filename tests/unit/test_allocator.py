@@ -456,6 +456,56 @@ async def test_a_killed_agents_releases_still_rest(tmp_path):
     assert await successor.assign(pod(3)) == (address,)
 
 
+async def test_an_agent_killed_between_the_links_end_and_the_release_leaves_a_note(tmp_path):
+    """The kernel says nothing of the address any more; the note makes it rest all the same."""
+    world = World(
+        IPPool("tiny", ip_network("10.0.0.0/31"), 31), cooldown_file=str(tmp_path / "cooldown")
+    )
+    first = world.allocator()
+    (address,) = await first.assign(pod(1))
+    first.announce_release(pod(1))
+    assert first.addresses(pod(1)) == (address,)
+
+    successor = world.allocator()
+    assert successor.resting() == [address]
+    await successor.refresh()
+    assert successor.resting() == [address]
+    assert await successor.assign(pod(2)) != (address,)
+
+
+async def test_an_announced_release_that_did_not_come_frees_nothing(tmp_path):
+    """The link stayed: the kernel's journal takes precedence over the note."""
+    world = World(V4, cooldown_file=str(tmp_path / "cooldown"))
+    first = world.allocator()
+    held = await first.assign(pod(1))
+    first.announce_release(pod(1))
+
+    successor = world.allocator()
+    successor.adopt(pod(1), held)
+    await successor.refresh()
+    assert successor.resting() == []
+    world.clock.now_s += 60
+    assert await successor.assign(pod(2)) != held
+
+
+async def test_an_announced_release_is_noted_once(tmp_path):
+    """A DEL writes to the file once, as without the announcement; a pod without addresses never."""
+    path = tmp_path / "cooldown"
+    allocator = World(V4, V6, cooldown_file=str(path)).allocator()
+    allocator.announce_release(pod(1))
+    assert not path.exists()
+    await allocator.assign(pod(1))
+    allocator.announce_release(pod(1))
+    noted = path.read_text()
+    assert len(noted.splitlines()) == 3
+
+    assert len(allocator.release(pod(1))) == 2
+    assert path.read_text() == noted
+    await allocator.assign(pod(1))
+    allocator.release(pod(1))
+    assert len(path.read_text().splitlines()) == 5
+
+
 # -- adoption ------------------------------------------------------------------------------
 
 

@@ -249,7 +249,7 @@ async def test_undoing_goes_in_reverse(node: Node, attacher: Attacher) -> None:
 async def test_undoing_goes_on_past_a_step_that_fails_and_tells(
     node: Node, attacher: Attacher
 ) -> None:
-    """The address is released although the link could not be removed; the error says so."""
+    """The route goes; an address whose link may live on is kept for the runtime's DEL."""
     node.wires.fail_next("configure_pod", WiringError("no"))
     node.wires.fail_next("remove", WiringError("device busy"))
 
@@ -257,8 +257,10 @@ async def test_undoing_goes_on_past_a_step_that_fails_and_tells(
         await add(attacher)
 
     assert caught.value.__notes__ == ["undoing it, remove failed: device busy"]
-    assert not node.allocator.held
     assert not node.routes.routes
+    assert node.leftovers == [f"link {ATTACHMENT.host_ifname}", f"addresses of {ATTACHMENT}"]
+    await attacher.handle(request(Command.DEL), None)
+    assert node.leftovers == []
 
 
 async def test_a_foreign_link_of_that_name_is_left_alone(node: Node, attacher: Attacher) -> None:
@@ -423,7 +425,7 @@ async def test_del_takes_the_link_first_and_frees_the_address_last(
 
     await attacher.handle(request(Command.DEL), None)
 
-    assert node.journal == ["remove", "forget", "release"]
+    assert node.journal == ["announce", "remove", "forget", "release"]
     assert node.leftovers == []
 
 
@@ -476,6 +478,41 @@ async def test_a_del_that_cannot_remove_keeps_the_address_and_can_be_repeated(
 
     await attacher.handle(request(Command.DEL), None)
     assert node.leftovers == []
+
+
+async def test_what_has_no_link_is_released_and_what_has_one_is_not(
+    node: Node, attacher: Attacher
+) -> None:
+    """For the agent's own collection: it looks once more, with the attachment's turn."""
+    await add(attacher)
+    assert await attacher.release_linkless(ATTACHMENT) == ()
+    assert len(node.leftovers) == 3
+
+    node.wires.wires.clear()
+    assert await attacher.release_linkless(ATTACHMENT) == (FIRST_ADDRESS,)
+    assert node.leftovers == []
+    assert await attacher.release_linkless(ATTACHMENT) == ()
+
+
+async def test_the_collection_waits_for_a_verb_that_is_under_way(
+    node: Node, attacher: Attacher
+) -> None:
+    """A repeated ADD that rebuilds the link has its turn; afterwards there is a link again."""
+    await add(attacher)
+    node.wires.wires.clear()
+    hold = asyncio.Event()
+    node.allocator.before_assign = hold.wait
+    verb = asyncio.create_task(add(attacher))
+    await asyncio.sleep(0)
+    collecting = asyncio.create_task(attacher.release_linkless(ATTACHMENT))
+    await asyncio.sleep(0)
+    assert not verb.done()
+    assert not collecting.done()
+    hold.set()
+
+    await verb
+    assert await collecting == ()
+    assert len(node.leftovers) == 3
 
 
 async def check(attacher: Attacher, previous: Result) -> str:
