@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,8 @@ from cni.spec import Command, Request, parse_request
 log = logging.getLogger(__name__)
 
 DIRECTORY = "deleted"
+UNFINISHED_MAX_AGE_S = 120.0
+"""A launcher lives 60 s at most; a half-written record that is older has lost its writer."""
 
 
 class Verbs(Protocol):
@@ -50,6 +53,8 @@ async def replay(directory: Path, verbs: Verbs) -> int:
     for path in _records(directory):
         try:
             request = _read(path)
+        except FileNotFoundError:
+            continue
         except Unreadable as error:
             log.error("recorded_del_unreadable record=%s error=%s", path.name, error)
             path.unlink(missing_ok=True)
@@ -68,10 +73,25 @@ async def replay(directory: Path, verbs: Verbs) -> int:
 
 
 def _records(directory: Path) -> list[Path]:
-    """Finished records, oldest first; one being written has a name that begins with a dot."""
+    """Finished records, oldest first; one being written has a name that begins with a dot.
+
+    What a killed launcher left half written is removed: it would count against the bound that
+    launchers keep to, for ever.
+    """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = [path for path in directory.iterdir() if not path.name.startswith(".")]
-    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
+    oldest_s = time.time() - UNFINISHED_MAX_AGE_S
+    found: list[tuple[int, str, Path]] = []
+    for path in directory.iterdir():
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            continue  # Its launcher has found an agent after all, and took it back.
+        if not path.name.startswith("."):
+            found.append((status.st_mtime_ns, path.name, path))
+        elif status.st_mtime < oldest_s:
+            log.warning("recorded_del_abandoned record=%s", path.name)
+            path.unlink(missing_ok=True)
+    return [path for _, _, path in sorted(found)]
 
 
 def _read(path: Path) -> Request:
@@ -81,6 +101,8 @@ def _read(path: Path) -> Request:
         if len(data) > REQUEST_MAX_BYTES:
             raise Unreadable("larger than a request may be")
         request = parse_request(*split_request(data))
+    except FileNotFoundError:
+        raise
     except (OSError, FrameError, CniError) as error:
         raise Unreadable(str(error)) from None
     if request.command is not Command.DEL:

@@ -126,7 +126,7 @@ class CniServer:
         self._listener = open_listener(self._path)
         # Listening first: from here on a launcher waits for us instead of recording its DEL, and
         # no ADD is served before the deletions that came before it.
-        await replay(directory_of(self._path), self._verbs)
+        await self._replay()
         self._accepting = asyncio.create_task(self._accept(self._listener), name="cni-accept")
         self._replaying = asyncio.create_task(self._replay_for_ever(), name="cni-replay")
 
@@ -177,10 +177,14 @@ class CniServer:
         """A launcher that was refused an instant before we listened records its DEL after it."""
         while True:
             await asyncio.sleep(REPLAY_INTERVAL_S)
-            try:
-                await replay(directory_of(self._path), self._verbs)
-            except OSError as error:
-                log.warning("recorded_del_unreachable error=%s", error)
+            await self._replay()
+
+    async def _replay(self) -> None:
+        try:
+            await replay(directory_of(self._path), self._verbs)
+        except OSError as error:
+            # A full disk, say. Without the directory launchers record nothing and say code 11.
+            log.warning("recorded_del_unreachable error=%s", error)
 
     def _open(self, client: socket.socket) -> None:
         connection = _Connection(client)

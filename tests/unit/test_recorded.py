@@ -84,10 +84,43 @@ async def test_what_cannot_be_read_is_dropped_and_what_is_being_written_is_left(
     ):
         put(tmp_path, name, data, age_s=1)
     writing = put(tmp_path, ".1f", frame("half")[:40], age_s=1)
+    os.utime(writing)
     verbs = Verbs()
     assert await replay(tmp_path, verbs) == 0
     assert verbs.done == []
     assert list(tmp_path.iterdir()) == [writing]
+
+
+async def test_what_a_killed_launcher_left_half_written_is_removed(tmp_path: Path):
+    """It would count against the bound that launchers keep to."""
+    put(tmp_path, ".1f", frame("half")[:40], age_s=1)
+    assert await replay(tmp_path, Verbs()) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_record_that_its_launcher_takes_back_meanwhile_is_no_failure(tmp_path: Path):
+    """The launcher found the agent after all, and says the same to it directly."""
+
+    class TakingBack(Verbs):
+        async def handle(self, request: Request, netns_fd: int | None) -> None:
+            await super().handle(request, netns_fd)
+            (tmp_path / "bb").unlink()
+
+    put(tmp_path, "aa", frame("old"), age_s=9)
+    put(tmp_path, "bb", frame("young"), age_s=1)
+    (tmp_path / "cc").symlink_to(tmp_path / "nothing")
+    verbs = TakingBack()
+    assert await replay(tmp_path, verbs) == 0
+    assert verbs.done == ["DEL old"]
+
+
+async def test_a_directory_that_cannot_be_made_keeps_no_agent_from_serving(tmp_path: Path):
+    """Launchers then find no place for a record, and say that one should try again."""
+    (tmp_path / "deleted").write_bytes(b"")
+    server = CniServer(str(tmp_path / "cni.sock"), Verbs())
+    await server.start()
+    assert (tmp_path / "cni.sock").is_socket()
+    await server.close()
 
 
 async def test_the_server_replays_before_it_serves_and_makes_the_directory(tmp_path: Path):
