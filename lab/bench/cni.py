@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +22,9 @@ from pathlib import Path
 from lab.bench import stage
 from lab.bench.figures import Row, Series, growth_rows, parallel_rows, serial_rows, table
 from lab.bench.stage import Agent, BenchFailure, Call, Driver, Floor
-from lab.interrupts import Interrupted, interruptible
+from lab.interrupts import Interrupted, check, interruptible
 from lab.plan import LabFailure
-from lab.waiting import Progress
+from lab.waiting import POLL_S, Progress
 
 INSIDE = "SLASH32_BENCH_INSIDE"
 NICE = -20
@@ -273,16 +274,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     options = options_of(arguments)
     if INSIDE not in os.environ:
-        return _enter(arguments)
+        try:
+            return _enter(arguments)
+        except Interrupted as error:
+            return error.exit_code
     directory = Path(os.environ[INSIDE])
     try:
-        with interruptible():
-            rows = measure(options, directory)
+        rows = measure(options, directory)
     except (LabFailure, OSError) as error:
         sys.stderr.write(f"bench-cni: {error}\n")
         return 1
-    except Interrupted as error:
-        return error.exit_code
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text("".join(f"{row.as_json()}\n" for row in rows))
     print(table(rows))
@@ -292,17 +293,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _enter(arguments: Sequence[str] | None) -> int:
-    """Runs this again in namespaces of its own, where the kernel tidies up after it."""
-    with tempfile.TemporaryDirectory(prefix="slash32-bench-") as directory:
+    """Runs this again in namespaces of its own, where the kernel tidies up after it.
+
+    Raises:
+        Interrupted: asked to end; what ran inside has ended with its process namespace.
+    """
+    with interruptible(), tempfile.TemporaryDirectory(prefix="slash32-bench-") as directory:
         own = list(sys.argv[1:] if arguments is None else arguments)
         script = 'mount -t tmpfs -o mode=0700 tmpfs "$0" && exec "$@"'
-        done = subprocess.run(
-            ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc",
-             "/bin/sh", "-c", script, directory, sys.executable, "-m", "lab.bench.cni", *own],
-            env={**os.environ, INSIDE: directory},
-            check=False,
-        )  # fmt: skip
-    return done.returncode
+        unshare = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        again = [sys.executable, "-m", "lab.bench.cni", *own]
+        argv = [*unshare, "/bin/sh", "-c", script, directory, *again]
+        # In a session of its own: a Ctrl-C is ours to hear, and we end it.
+        with subprocess.Popen(
+            argv, env={**os.environ, INSIDE: directory}, start_new_session=True
+        ) as process:
+            try:
+                while process.poll() is None:
+                    check()
+                    time.sleep(POLL_S)
+            finally:
+                process.kill()
+    return process.returncode
 
 
 if __name__ == "__main__":

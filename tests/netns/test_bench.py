@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -53,6 +54,23 @@ def test_a_short_run_measures_both_and_leaves_nothing(tmp_path: Path, scratch: P
     assert list(scratch.iterdir()) == []
     assert not list(NETNS_DIR.glob("s32bench-*"))
     assert str(scratch) not in Path("/proc/mounts").read_text()
+
+
+def test_a_run_that_is_ended_leaves_nothing(tmp_path: Path, scratch: Path) -> None:
+    """SIGTERM in the middle: everything inside goes with its process namespace."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "lab.bench.cni", "--pods", "0", "--out", str(tmp_path / "rows")],
+        env={**os.environ, "TMPDIR": str(scratch)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert "agent started" in process.stderr.readline()
+        process.terminate()
+        assert process.wait(20) == 128 + signal.SIGTERM
+
+    assert list(scratch.iterdir()) == []
+    assert not (tmp_path / "rows").exists()
 
 
 def test_a_missing_plugin_is_one_sentence(tmp_path: Path) -> None:
