@@ -86,9 +86,11 @@ def run(
     except subprocess.TimeoutExpired:
         raise CommandFailed(f"{' '.join(command)}: no end after {deadline_s:g} s") from None
     if done.returncode not in ok:
-        words = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
+        words = f"{done.stdout.strip()}\n{done.stderr.strip()}".strip().splitlines() or [
+            "no message"
+        ]
         raise CommandFailed(
-            f"{' '.join(command)}: exit status {done.returncode}: {' / '.join(words[-3:])}"
+            f"{' '.join(command)}: exit status {done.returncode}: {' / '.join(words[-6:])}"
         )
     return done.stdout
 

@@ -26,6 +26,7 @@ import structlog
 
 from bgp.speaker import Speaker
 from cni.attach import Attacher, Unready
+from cni.collect import Collector
 from cni.conntrack import KernelConntrack
 from cni.departures import Departures
 from cni.edge_nft import NftEdge
@@ -147,6 +148,13 @@ class Agent:
             departures=departures,
             conntrack=self._conntrack,
         )
+        self._collector = Collector(
+            links=self._wiring,
+            book=self._allocator,
+            release=self._attacher.release_linkless,
+            clock=time.monotonic,
+            grace_s=settings.collect_grace_s,
+        )
         self._cni = CniServer(str(settings.cni_socket), self._attacher)
         self._control = ControlServer(
             settings.agent_socket,
@@ -181,7 +189,10 @@ class Agent:
         """Starts in order, runs until ``stop`` is set."""
         for change in self._wiring.prepare_host():
             log.info("host_prepared", change=change)
+        for ifname in self._wiring.remove_half_made():
+            log.warning("half_made_link_removed", link=ifname)
         self._adopt()
+        await self._forget_connections()
         await self._control.start()
         await self._speaker.start()
         await self._loop.run_pass()
@@ -197,6 +208,7 @@ class Agent:
                 tasks.create_task(self._loop.run()),
                 tasks.create_task(self._loop.watch_kernel()),
                 tasks.create_task(self._loop.watch_store()),
+                tasks.create_task(self._collector.run(self._settings.resync_s)),
             ]
             await stop.wait()
             for worker in workers:
@@ -209,6 +221,14 @@ class Agent:
                 self._allocator.adopt(link.record.attachment, link.record.addresses)
             except AddressConflict as error:
                 log.error("address_held_twice", link=link.ifname, error=str(error))
+
+    async def _forget_connections(self) -> None:
+        """Of addresses that rest: the agent before us may have been killed before it did."""
+        for address in self._allocator.resting():
+            try:
+                await asyncio.to_thread(self._conntrack.flush, address)
+            except ConntrackError as error:
+                log.warning("connections_not_forgotten", address=str(address), error=str(error))
 
     def _mtu_bytes(self) -> int:
         """MTU of new pod links: as configured, or the smallest of the links that face peers."""
@@ -260,14 +280,14 @@ class Agent:
         return answer
 
     async def _belief(self) -> Belief:
-        report = self._loop.report
+        report = await self._loop.look()
         now_s = time.monotonic()
         return Belief(
             now_s=now_s,
             node=self._settings.node,
             version=self._version,
             desired=report.desired,
-            actual=await self._fib.read(),
+            actual=report.actual,
             sessions=self._speaker.sessions(),
             paths=self._speaker.paths(),
             advertised=frozenset(await self._speaker.adj_rib_out())
@@ -287,7 +307,7 @@ class Agent:
                     is_up=link.is_up,
                     mtu_bytes=link.mtu_bytes,
                 )
-                for link in self._wiring.read()
+                for link in report.pods
             ],
             held=[(held.what, held.gate) for held in report.held],
             failures=[(f.key, f.operation, f.error) for f in report.failures],

@@ -210,7 +210,7 @@ class Reconciler:
     async def _pass(self) -> bool:
         failures: list[Failure[str]] = []
         held: list[Held] = []
-        self._ensure_edge(failures)
+        await self._ensure_edge(failures)
         await self._read_store(failures)
         try:
             self._ensured.clear()
@@ -246,10 +246,11 @@ class Reconciler:
                 self.kick("next_pass")
                 await self._pass_done.wait()
 
-    def _ensure_edge(self, failures: list[Failure[str]]) -> None:
+    async def _ensure_edge(self, failures: list[Failure[str]]) -> None:
         """What pods may not do, as firewall rules: one message when nothing has changed."""
         try:
-            for mended in self._edge.ensure():
+            # In a thread: an nft that hangs must not keep BGP waiting.
+            for mended in await asyncio.to_thread(self._edge.ensure):
                 log.warning("edge_mended", what=mended)
             self.edge_error = None
         except EdgeError as error:
@@ -265,6 +266,18 @@ class Reconciler:
                 log.info("block_released", block=str(cidr))
         except BlockStoreError as error:
             failures.append(Failure("blocks", "release", str(error)))
+
+    async def look(self) -> PassReport:
+        """The last pass's report with the tables as they are wanted and found now; changes nothing.
+
+        Pods come and go without a pass, and a person who asks must not be told of a pod that has
+        just gone that its route is missing.
+        """
+        actual = await self._fib.read()
+        links = await self._fib.links()
+        pods = tuple(self._pod_links.read())
+        wanted = desired(await self._inputs(pods, links))
+        return replace(self.report, desired=wanted, actual=actual, links=links, pods=pods)
 
     # -- reading ---------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ class Settings:
         mtu_bytes: MTU of pod links, or None for that of the uplink.
         cooldown_s: how long a released address rests before it is given out again.
         resync_s: how often everything is read back and compared although nothing was announced.
+        collect_grace_s: how long an address must have been without a link to be given back.
     """
 
     node: str
@@ -40,6 +41,7 @@ class Settings:
     mtu_bytes: int | None = None
     cooldown_s: float = 30.0
     resync_s: float = 30.0
+    collect_grace_s: float = 60.0
 
     def __post_init__(self) -> None:
         if not NODE_NAME.fullmatch(self.node):

@@ -25,12 +25,14 @@ from urllib.parse import quote
 
 from routing.datastore.snapshot import StoreError
 
+OPEN_TIMEOUT_S = 1.0
+"""The same while the file is being opened; only a commit in progress stands in the way."""
 APPLICATION_ID = 0x733332AA
 """In the file's header (SQLite file format, offset 68): this file is ours."""
 SCHEMA_VERSION = 1
 BUSY_INLINE_S = 0.01
-"""How long SQLite itself waits for a lock. Most are gone sooner; a longer wait is the caller's, who
-need not stop the event loop for it."""
+"""How long SQLite itself waits for a lock, once open. Most are gone sooner; a longer wait is the
+caller's, who need not stop the event loop for it."""
 
 _SCHEMA = (
     """CREATE TABLE resource (
@@ -172,13 +174,13 @@ class Database:
         with self._errors():
             self._recognise()
             connection = sqlite3.connect(
-                _uri(self._path, "mode=rw"), uri=True, isolation_level=None, timeout=BUSY_INLINE_S
+                _uri(self._path, "mode=rw"), uri=True, isolation_level=None, timeout=OPEN_TIMEOUT_S
             )
             try:
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("PRAGMA trusted_schema = OFF")
-                with contextlib.suppress(Busy), self._errors():
-                    connection.execute("SELECT value FROM counter").fetchone()
+                connection.execute("SELECT value FROM counter").fetchone()
+                connection.execute(f"PRAGMA busy_timeout = {int(BUSY_INLINE_S * 1000)}")
             except BaseException:
                 connection.close()
                 raise

@@ -3,11 +3,15 @@
 YAML as Kubernetes people use it, without what makes it dangerous or surprising: no anchors and
 aliases (a few lines of them expand to gigabytes), no tags, no duplicate keys (the last one would
 win in silence), bounded size and depth. Plain scalars are read as YAML 1.2 does: ``no`` and
-``0x10`` and ``12:30`` are text. JSON is read by the same rules, of which it is a subset.
+``0x10`` and ``12:30`` are text.
+
+JSON is read as JSON, by the same rules: YAML's parser knows no surrogate pairs in escapes, with
+which every JSON writer may write a character beyond U+FFFF.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
@@ -86,11 +90,9 @@ def load(text: str, *, source: str) -> list[Mapping[str, Any]]:
         raise InvalidDocument(source, "is not text in UTF-8") from None
     if size_bytes > INPUT_MAX_BYTES:
         raise InvalidDocument(source, f"is larger than {INPUT_MAX_BYTES} bytes (1 MiB)")
-    try:
-        _check_events(yaml.parse(text, Loader=_Loader), source)
-        values = [_value(node, source) for node in yaml.compose_all(text, Loader=_Loader)]
-    except yaml.YAMLError as error:
-        raise InvalidDocument(source, _sentence(error)) from None
+    values = _load_json(text, source)
+    if values is None:
+        values = _load_yaml(text, source)
     documents: list[Mapping[str, Any]] = []
     for value in values:
         if value is None:
@@ -106,6 +108,58 @@ def dump(documents: Iterable[Mapping[str, Any]]) -> str:
     return yaml.dump_all(
         documents, Dumper=_Dumper, sort_keys=False, default_flow_style=False, allow_unicode=False
     )
+
+
+def _load_json(text: str, source: str) -> list[Any] | None:
+    """The text as one JSON value, or None when it is not JSON (nor too deep to be sure)."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise InvalidDocument(source, f"{twice[:80]!r} is given twice")
+        return found
+
+    if not text.lstrip().startswith("{"):
+        return None
+    try:
+        value = json.loads(text, object_pairs_hook=unique, parse_int=_number)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    _check_plain(value, source)
+    return [value]
+
+
+def _number(text: str) -> int | float:
+    """An integer of at most 20 digits; a longer one is no number any field of ours takes."""
+    return int(text) if len(text) <= 20 else float("inf")
+
+
+def _check_plain(value: Any, source: str) -> None:
+    """Refuses what JSON can say and YAML cannot: half characters; and endless nesting."""
+    level, depth = [value], 0
+    while level:
+        depth += any(isinstance(each, dict | list) for each in level)
+        if depth > DEPTH_MAX:
+            raise InvalidDocument(source, f"nested deeper than {DEPTH_MAX} levels")
+        inner: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                inner += [*each.keys(), *each.values()]
+            elif isinstance(each, list):
+                inner += each
+            elif isinstance(each, str) and any("\ud800" <= c <= "\udfff" for c in each):
+                raise InvalidDocument(source, "has half a surrogate pair in a text")
+        level = inner
+
+
+def _load_yaml(text: str, source: str) -> list[Any]:
+    try:
+        _check_events(yaml.parse(text, Loader=_Loader), source)
+        return [_value(node, source) for node in yaml.compose_all(text, Loader=_Loader)]
+    except yaml.YAMLError as error:
+        raise InvalidDocument(source, _sentence(error)) from None
 
 
 def _check_events(events: Iterable[Any], source: str) -> None:
