@@ -38,7 +38,7 @@ class Seen:
         edge_error: why pods could not be kept in bounds, or None.
         peers: those configured for this node.
         sessions: what is known of their sessions, by address.
-        is_speaker_connected: whether that is so at present, or was before the speaker went.
+        is_speaker_connected: whether ``sessions`` is so now; else it was when the speaker went.
         has_learned_routes: whether a route learned by BGP is in the kernel, stale ones included.
     """
 

@@ -196,6 +196,19 @@ def test_check_compares_addresses_and_mtu(world: World):
     assert any("MTU" in each for each in wiring.check(replace(link, mtu_bytes=1400), pod))
 
 
+def test_a_pod_end_gets_the_mac_that_is_asked_for(world: World):
+    """Reported, found again by check, and not what another link would want."""
+    wiring, pod = world.wiring, world.pod()
+    link = replace(pod_link(), mac="c2:11:22:33:44:55")
+    wiring.create(link, pod)
+    assert wiring.configure_pod(link, pod) == "c2:11:22:33:44:55"
+    assert wiring.check(link, pod) == []
+    assert wiring.check(replace(link, mac=None), pod) == []
+    (difference,) = wiring.check(replace(link, mac="c2:11:22:33:44:56"), pod)
+    assert "c2:11:22:33:44:56" in difference
+    assert "c2:11:22:33:44:55" in difference
+
+
 def test_the_fake_fails_when_told_to():
     """A switch works once, and leaves no state behind."""
     fake = FakeWiring()
