@@ -199,6 +199,24 @@ class KernelWiring:
                 raise outcome
             return outcome is None
 
+    def remove_half_made(self) -> list[str]:
+        """Removes what a killed agent left between a link's birth and its alias; their names.
+
+        Only for an agent that makes no links yet: one that is being made looks the same. The ADD
+        it was for has failed with its agent.
+
+        Raises:
+            WiringError: the kernel could not be read, or refused.
+        """
+        with _as_wiring_error("half-made links"), self._lock:
+            bodies = self._socket.dump(nl.RTM_GETLINK, hostend.dump_veths())
+            found = [each for each in map(hostend.parse_link, bodies) if each.is_half_made]
+            outcomes = self._socket.execute([hostend.delete_link(each.ifindex) for each in found])
+            for refusal in outcomes:
+                if refusal is not None and refusal.errno not in _GONE:
+                    raise refusal
+        return [each.ifname for each in found]
+
     def read(self) -> list[ObservedLink]:
         """Every link of ours. One that has our tag in an unreadable form is logged and left out.
 

@@ -27,7 +27,7 @@ import structlog
 from bgp.speaker import Speaker
 from cni.attach import Attacher, Unready
 from cni.collect import Collector
-from cni.conntrack import KernelConntrack
+from cni.conntrack import ConntrackError, KernelConntrack
 from cni.departures import Departures
 from cni.edge_nft import NftEdge
 from cni.ipam.allocator import AddressConflict, Allocator

@@ -319,6 +319,23 @@ def test_what_a_killed_agent_left_half_made_gets_out_of_the_way(host, pod, fabri
     assert names_in(host) == {"lo"}
 
 
+def test_what_is_half_made_is_removed_and_everything_else_stays(host, pod, fabric, wiring):
+    """For an agent that starts: neither living links nor foreign ones, whatever group they use."""
+    link, dead = pod_link(), fabric.namespace("dead")
+    wiring.create(link, pod.fd)
+    group = f"group {hostend.LINK_GROUP} type veth peer name"
+    host.ip(f"link add s32half {group} eth0 netns {dead.name}")
+    host.ip(f"link add foreign {group} f1")
+    host.ip("link set foreign alias mine")
+    host.ip(f"link add busy {group} b1")
+    host.ip("link set busy up")
+
+    assert wiring.remove_half_made() == ["s32half"]
+    # b1 and f1 are born with the group 0 of every link.
+    assert names_in(host) == {"lo", link.host_ifname, "foreign", "f1", "busy", "b1"}
+    assert wiring.remove_half_made() == []
+
+
 def test_what_is_no_network_namespace_is_refused(host, wiring):
     """A file, a pipe, another kind of namespace, a closed descriptor, the host's own."""
     with tempfile.TemporaryFile() as file:
