@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import queue
 import signal
 import sqlite3
 import threading
 import time
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 import pytest
 
 from cni.ipam.block import Block, BlockConflict, BlockExists, BlockState, BlockStoreError
 from routing.datastore.database import APPLICATION_ID
 from routing.datastore.local import LocalStore
-from routing.datastore.resources import block_name
+from routing.datastore.resources import block_name, block_resource
 from routing.datastore.snapshot import (
     AlreadyExists,
     BGPConfigurationResource,
@@ -324,7 +326,7 @@ async def local(tmp_path):
     await store.close()
 
 
-def claim_from_elsewhere(path: str, node: str, start: object, results: object) -> None:
+def claim_from_elsewhere(path: str, node: str, start: Any, results: Any) -> None:
     """One contender: its own store, the same CIDR."""
 
     async def run() -> str:
@@ -346,15 +348,11 @@ async def test_of_eight_who_claim_one_block_exactly_one_wins(local, tmp_path, ki
     """From threads and from processes; the others are told it exists, none gets an error."""
     await local.create(POOL)
     path = str(tmp_path / "store.db")
-    if kind == "threads":
-        import queue
-
-        start, results = threading.Barrier(8), queue.Queue()
-        make = threading.Thread
-    else:
-        context = multiprocessing.get_context("fork")
-        start, results = context.Barrier(8), context.Queue()
-        make = context.Process
+    context = multiprocessing.get_context("fork")
+    parts: tuple[Any, Any, Any] = (threading.Barrier(8), queue.Queue(), threading.Thread)
+    if kind == "processes":
+        parts = (context.Barrier(8), context.Queue(), context.Process)
+    start, results, make = parts
     workers = [
         make(target=claim_from_elsewhere, args=(path, f"node-{i}", start, results))
         for i in range(8)
@@ -368,7 +366,7 @@ async def test_of_eight_who_claim_one_block_exactly_one_wins(local, tmp_path, ki
     assert len(await local.list_blocks()) == 1
 
 
-def open_from_elsewhere(path: str, start: object, results: object) -> None:
+def open_from_elsewhere(path: str, start: Any, results: Any) -> None:
     """One of several who find no file."""
 
     async def run() -> None:
@@ -440,8 +438,6 @@ async def test_apply_is_all_or_nothing(local):
 
 async def test_apply_judges_the_whole_and_tells_what_it_did(local):
     """A block before its pool in one batch is fine; what is the same stays the same."""
-    from routing.datastore.resources import block_resource
-
     block = block_resource(BLOCK)
 
     first = await local.apply([block, POOL, NODE])
@@ -465,8 +461,6 @@ async def test_apply_with_a_version_is_a_compare_and_swap(local):
 
 async def test_delete_all_is_all_or_nothing_and_judges_the_whole(local):
     """A pool may go with its blocks; one missing name keeps everything."""
-    from routing.datastore.resources import block_resource
-
     await local.apply([POOL, block_resource(BLOCK)])
     name = block_name(BLOCK.cidr)
 
@@ -522,7 +516,7 @@ async def test_a_writer_that_hangs_is_waited_for_without_stopping_the_loop(tmp_p
     assert turns > 5
 
 
-def write_and_hang(path: str, ready: object) -> None:
+def write_and_hang(path: str, ready: Any) -> None:
     """Begins a write and never ends it."""
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
@@ -539,6 +533,7 @@ async def test_a_writer_killed_half_way_leaves_nothing(local, tmp_path):
     process = context.Process(target=write_and_hang, args=(str(tmp_path / "store.db"), ready))
     process.start()
     assert await asyncio.to_thread(ready.wait, 10)
+    assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join(10)
 
@@ -601,8 +596,7 @@ async def test_a_store_that_was_damaged_is_an_error_and_not_an_empty_cluster(tmp
     """A cut or scribbled file is named; nothing is repaired on a guess."""
     path = tmp_path / "store.db"
     store = LocalStore(path)
-    for number in range(200):
-        await store.create(replace(NODE, meta=Meta(f"node-{number}")))
+    await store.apply([replace(NODE, meta=Meta(f"node-{number}")) for number in range(200)])
     await store.close()
     whole = path.read_bytes()
     path.write_bytes(whole[:4096] + b"\xa5" * (len(whole) - 4096))

@@ -7,7 +7,7 @@ Switches, each for the next call(s) of one operation (``"*"`` is any):
     conflict_next        nothing happens, Conflict (AlreadyExists for create)
     timeout_after_commit it happens, and StoreError says that nobody knows
     slow_next            the loop turns N times before it happens
-    stale_reads          reads answer with the state before the last write
+    stale_reads          reads answer with the state before the last write(s)
     hold                 calls wait in ``held`` until ``Held.release()`` (for interleaving)
 """
 
@@ -42,6 +42,9 @@ State = dict[Key, Resource]
 Resources = list[Resource]
 Blocks = list[Block]
 
+HISTORY_MAX = 50
+"""Earlier states kept for stale reads."""
+
 OPERATIONS = (
     "snapshot",
     "get",
@@ -58,11 +61,12 @@ OPERATIONS = (
 
 @dataclass(slots=True)
 class Fault:
-    """What happens to one call."""
+    """What happens to one call. ``is_late``: it happens now, its answer is held once more."""
 
     error: Callable[[], StoreError] | None = None
     after_commit: bool = False
     turns: int = 0
+    is_late: bool = False
 
 
 @dataclass(slots=True)
@@ -88,8 +92,8 @@ class FakeDatastore:
         self.hold = False
         self._faults: dict[str, deque[Fault]] = defaultdict(deque)
         self._state: State = {}
-        self._before: State = {}
-        self._stale = 0
+        self._history: deque[State] = deque(maxlen=HISTORY_MAX)
+        self._stale: deque[int] = deque()
         self._versions = count(1)
         self._uids = count(1)
         self._written = 0
@@ -122,9 +126,9 @@ class FakeDatastore:
         """The next call lets the event loop turn so many times before it happens."""
         self._arm(operation, Fault(turns=turns))
 
-    def stale_reads(self, times: int) -> None:
-        """The next reads answer with the state before the last write."""
-        self._stale = times
+    def stale_reads(self, times: int, *, writes: int = 1) -> None:
+        """The next reads answer with the state before the last so many writes."""
+        self._stale.extend([writes] * times)
 
     def _arm(self, operation: str, fault: Fault) -> None:
         if operation != "*" and operation not in OPERATIONS:
@@ -241,10 +245,10 @@ class FakeDatastore:
         return Fault()
 
     def _read(self) -> State:
-        if self._stale > 0:
-            self._stale -= 1
-            return self._before
-        return self._state
+        if not self._stale:
+            return self._state
+        back = self._stale.popleft()
+        return self._history[-min(back, len(self._history))] if self._history else self._state
 
     def _listed(self, kind: str) -> Resources:
         state = self._read()
@@ -308,7 +312,8 @@ class FakeDatastore:
         self._commit(after)
 
     def _commit(self, after: State) -> None:
-        self._before, self._state = self._state, after
+        self._history.append(self._state)
+        self._state = after
         self._written += 1
         self._changes.set()
 
@@ -324,18 +329,8 @@ class _Call:
     async def __aenter__(self) -> None:
         self._fault = self._store.next_fault(self._operation)
         if self._store.hold:
-            task = asyncio.current_task()
-            held = Held(
-                self._operation,
-                "" if task is None else task.get_name(),
-                asyncio.get_running_loop().create_future(),
-            )
-            self._store.held.append(held)
-            try:
-                given = await held.gate
-            finally:
-                self._store.held.remove(held)
-            if given.error is not None:
+            given = await self._wait(self._operation)
+            if given.error is not None or given.is_late:
                 self._fault = given
         for _ in range(self._fault.turns):
             await asyncio.sleep(0)
@@ -343,8 +338,20 @@ class _Call:
             raise self._fault.error()
 
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        if error is None and self._fault.is_late:
+            await self._wait(f"{self._operation} answer")
         if error is None and self._fault.error is not None:
             raise self._fault.error()
+
+    async def _wait(self, what: str) -> Fault:
+        task = asyncio.current_task()
+        caller = "" if task is None else task.get_name()
+        held = Held(what, caller, asyncio.get_running_loop().create_future())
+        self._store.held.append(held)
+        try:
+            return await held.gate
+        finally:
+            self._store.held.remove(held)
 
 
 def _check(stored: Resource, resource_version: str | None, uid: str | None) -> None:

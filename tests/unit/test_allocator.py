@@ -16,7 +16,7 @@ from cni.ipam.cooldown import CooldownFile
 from cni.ipam.pool import IPPool
 from routing.datastore.resources import block_name
 from routing.datastore.snapshot import IPPoolResource, Meta
-from tests.fakes.store import FakeDatastore
+from tests.fakes.store import FakeDatastore, Fault
 
 V4 = IPPool("a-v4", ip_network("10.0.0.0/24"), 30)
 V6 = IPPool("a-v6", ip_network("fd00::/120"), 126)
@@ -644,10 +644,58 @@ async def test_a_marked_block_gives_no_addresses_and_a_late_list_does_not_revive
         (address,) = await allocator.assign(pod(number))
         assert not any(address in cidr for cidr in marked)
     await allocator.release_empty_blocks()
-    world.store.stale_reads(1)
+    # Two blocks were marked and deleted: four writes ago both were CONFIRMED.
+    world.store.stale_reads(1, writes=4)
     await allocator.refresh(stale)
 
     assert {b.cidr for b, *_ in allocator.blocks()}.isdisjoint(marked)
+
+
+async def test_a_marked_block_that_is_in_use_after_all_is_not_deleted():
+    """A link that was found late holds one of its addresses: the block is confirmed again."""
+    world = World(V4)
+    allocator = world.allocator()
+    await three_blocks(world, allocator)
+    await allocator.release_empty_blocks()
+    await allocator.release_empty_blocks()
+    first, _ = [b.cidr for b in world.store.blocks if b.state is BlockState.PENDING_DELETION]
+
+    allocator.adopt(pod(1), (first.network_address,))
+    await allocator.release_empty_blocks()
+    await allocator.refresh(world.store.blocks)
+
+    assert {b.cidr: b.state for b in world.store.blocks}[first] is BlockState.CONFIRMED
+    assert allocator.problems() == []
+
+
+async def test_a_claim_of_one_family_does_not_lose_a_block_of_the_other():
+    """A list that was read before the other family's claim ended says nothing about it."""
+    world = World(V4, V6)
+    allocator = world.allocator()
+    six_only = [IPPool("a-v4", V4.cidr, V4.block_size, disabled=True), V6]
+    world.store.hold = True
+    of_four = asyncio.create_task(allocator.assign(pod(1)))
+    await until(lambda: world.store.held)
+    world.pools[:] = six_only
+    world.store.held[0].release(Fault(is_late=True))
+    await until(lambda: world.store.held[0].operation == "list_blocks answer")
+    late = world.store.held[0]
+
+    of_six = asyncio.create_task(allocator.assign(pod(2)))
+    while not of_six.done():
+        for held in [held for held in world.store.held if held is not late]:
+            held.release()
+        await asyncio.sleep(0)
+    world.pools[:] = [V4, V6]
+    while not of_four.done():
+        for held in list(world.store.held):
+            held.release()
+        await asyncio.sleep(0)
+
+    assert [a.version for a in of_six.result()] == [6]
+    assert [a.version for a in of_four.result()] == [4, 6]
+    assert of_four.result()[1] == of_six.result()[0] + 1
+    assert len(world.store.blocks) == 2
 
 
 async def test_a_release_cut_short_is_gone_on_with_by_the_successor():
