@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +41,31 @@ class PluginFailed(LabFailure):
 
 @dataclass(frozen=True, slots=True)
 class NetworkList:
-    """A network configuration list (CNI specification 1.1, section 1)."""
+    """A network configuration list (CNI specification 1.1, section 1).
+
+    ``disable_check`` and ``disable_gc`` are the runtime's own business: it asks no plugin then.
+    """
 
     name: str
     cni_version: str
     plugins: tuple[JsonObject, ...]
     disable_check: bool = False
+    disable_gc: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """What a runtime knows of a container when it calls CNI."""
+    """What a runtime knows of a container when it calls CNI.
+
+    ``capability_args`` maps a capability to what its user asked for (``mac``, ``ips``, ...). A
+    plugin is told of those it declares.
+    """
 
     container_id: str
     netns: str
     ifname: str = IFNAME
     arguments: tuple[tuple[str, str], ...] = ()
+    capability_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def cni_args(self) -> str:
@@ -97,6 +106,7 @@ def load_network(conf_dir: Path) -> NetworkList:
             cni_version=_choose_version(document),
             plugins=tuple(dict(plugin) for plugin in document["plugins"]),
             disable_check=bool(document.get("disableCheck", False)),
+            disable_gc=bool(document.get("disableGC", False)),
         )
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise LabFailure(f"{path}: not a CNI network configuration: {error}") from None
@@ -109,13 +119,22 @@ def _choose_version(document: JsonObject) -> str:
     return str(max(spoken, key=version_tuple))
 
 
-def plugin_config(network: NetworkList, plugin: JsonObject, extra: Mapping[str, Any]) -> JsonObject:
+def plugin_config(
+    network: NetworkList,
+    plugin: JsonObject,
+    extra: Mapping[str, Any],
+    capability_args: Mapping[str, Any] | None = None,
+) -> JsonObject:
     """What one plugin of the list reads on stdin (specification, section 3, "Deriving...").
 
-    ``extra`` holds prevResult, or the list of valid attachments. What the runtime offers by
-    capability (runtimeConfig) is left out: the lab offers nothing. So is ``capabilities``.
+    ``extra`` holds prevResult, or the list of valid attachments. ``capabilities`` is left out;
+    what was asked for by those that are true comes as ``runtimeConfig``.
     """
     config = {k: v for k, v in plugin.items() if k != "capabilities"}
+    declared = plugin.get("capabilities", {})
+    told = {k: v for k, v in (capability_args or {}).items() if declared.get(k) is True}
+    if told:
+        config["runtimeConfig"] = told
     return {**config, "name": network.name, "cniVersion": network.cni_version, **extra}
 
 
@@ -190,15 +209,29 @@ class Runtime:
             self._execute("STATUS", plugin, None, {})
 
     def collect_garbage(self, valid: Sequence[Sandbox]) -> None:
-        """GC: the plugins may free everything that is not an attachment in ``valid``."""
+        """GC: the plugins may free everything that is not an attachment in ``valid``.
+
+        A plugin that fails stops no other, as the specification wants it of runtimes too.
+
+        Raises:
+            PluginFailed: the first failure, once every plugin was asked.
+        """
+        if self._network.disable_gc:
+            return
         attachments = [{"containerID": s.container_id, "ifname": s.ifname} for s in valid]
         extra = {
             "cni.dev/valid-attachments": attachments,
             # libcni sends the name the option had before 1.1 was final as well.
             "cni.dev/attachments": attachments,
         }
+        failures: list[PluginFailed] = []
         for plugin in self._network.plugins:
-            self._execute("GC", plugin, None, extra)
+            try:
+                self._execute("GC", plugin, None, extra)
+            except PluginFailed as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
     def versions(self, plugin_type: str) -> list[str]:
         """The specification versions a plugin says it supports."""
@@ -238,7 +271,8 @@ class Runtime:
                 "CNI_IFNAME": sandbox.ifname,
                 "CNI_ARGS": sandbox.cni_args,
             }
-        config = plugin_config(self._network, plugin, extra)
+        asked = sandbox.capability_args if sandbox is not None else {}
+        config = plugin_config(self._network, plugin, extra, asked)
         return self._run(str(plugin["type"]), variables, config)
 
     def _run(self, plugin_type: str, variables: Mapping[str, str], config: JsonObject) -> str:

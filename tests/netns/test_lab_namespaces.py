@@ -531,6 +531,17 @@ def test_status_gc_version_and_a_del_without_namespace_are_called_as_libcni_call
     assert last == f"first DEL {SANDBOX.container_id}  eth0"
 
 
+def test_gc_asks_every_plugin_although_one_fails(plugins):
+    """The first failure is told in the end."""
+    node = _runtime(plugins)
+    (plugins / "fail-GC").write_text('{"code": 106, "msg": "one is left"}')
+
+    with pytest.raises(runtime.PluginFailed, match="first GC: code 106: one is left"):
+        node.collect_garbage([])
+
+    assert _calls(plugins) == [["first", "GC"], ["second", "GC"]]
+
+
 def test_a_plugin_that_is_missing_or_talks_nonsense_is_a_clear_failure(plugins):
     """The path that was searched; the text that is no JSON."""
     node = _runtime(plugins)

@@ -275,6 +275,17 @@ def test_stdin_of_a_plugin_has_the_lists_name_and_version_as_libcni_puts_them_in
     assert config == {"type": "p", "name": "net", "cniVersion": "1.1.0", "prevResult": {"ips": []}}
 
 
+def test_a_plugin_is_told_what_was_asked_for_by_the_capabilities_it_declares():
+    """Declared and asked for; nothing else, and no empty object."""
+    declares = {"type": "p", "capabilities": {"mac": True, "ips": False, "dns": True}}
+    network = runtime.NetworkList("net", "1.1.0", (declares, {"type": "q"}))
+    asked = {"mac": "c2:11:22:33:44:55", "ips": ["10.0.0.1"], "bandwidth": {}}
+    first, second = (runtime.plugin_config(network, p, {}, asked) for p in network.plugins)
+    assert first["runtimeConfig"] == {"mac": "c2:11:22:33:44:55"}
+    assert "capabilities" not in first
+    assert "runtimeConfig" not in second
+
+
 @pytest.mark.parametrize(
     ("document", "chosen"),
     [
@@ -289,6 +300,20 @@ def test_the_newest_version_both_sides_speak_is_chosen(tmp_path, document, chose
     path.write_text(f'{{"name": "net", {document}, "plugins": [{{"type": "p"}}]}}')
     (tmp_path / "20-b.conflist").write_text("not even JSON")
     assert runtime.load_network(tmp_path).cni_version == chosen
+
+
+def test_check_and_gc_can_be_switched_off_in_the_list(tmp_path):
+    """The runtime's business: the plugins are not asked."""
+    path = tmp_path / "10-a.conflist"
+    path.write_text(
+        '{"name": "net", "cniVersion": "1.1.0", "disableCheck": true, "disableGC": true,'
+        ' "plugins": [{"type": "missing"}]}'
+    )
+    network = runtime.load_network(tmp_path)
+    assert (network.disable_check, network.disable_gc) == (True, True)
+    unasked = runtime.Runtime(network, bin_dirs=[tmp_path], results_dir=tmp_path / "results")
+    unasked.check(runtime.Sandbox("c0ffee", "/run/netns/x"))
+    unasked.collect_garbage([])
 
 
 def test_probes_cover_every_ordered_pair_node_and_client_in_every_family():
