@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Protocol
 
+from cni.attachment import Attachment
 from cni.errors import CniError
 from cni.frame import REQUEST_MAX_BYTES, FrameError, split_request
 from cni.result import Result
@@ -55,6 +56,11 @@ async def replay(directory: Path, verbs: Verbs) -> int:
             request = _read(path)
         except FileNotFoundError:
             continue
+        except OSError as error:
+            # No descriptor left, a disk's hiccup: the record is as good as before.
+            left += 1
+            log.warning("recorded_del_not_read record=%s error=%s", path.name, error)
+            continue
         except Unreadable as error:
             log.error("recorded_del_unreadable record=%s error=%s", path.name, error)
             path.unlink(missing_ok=True)
@@ -70,6 +76,22 @@ async def replay(directory: Path, verbs: Verbs) -> int:
         path.unlink(missing_ok=True)
         log.info("recorded_del_done attachment=%s", request.attachment)
     return left
+
+
+def supersede(directory: Path, attachment: Attachment) -> None:
+    """Forgets the recorded deletions of ``attachment``: it is being added again.
+
+    A runtime may start a container again under its old id (podman does). A deletion from before
+    that still waits, because it failed or came an instant too late, would take the new link; ADD
+    itself clears away what the old one left.
+    """
+    for path in _records(directory):
+        try:
+            if _read(path).attachment == attachment:
+                path.unlink(missing_ok=True)
+                log.info("recorded_del_superseded attachment=%s", attachment)
+        except (Unreadable, OSError):
+            continue  # replay deals with it
 
 
 def _records(directory: Path) -> list[Path]:
@@ -95,15 +117,13 @@ def _records(directory: Path) -> list[Path]:
 
 
 def _read(path: Path) -> Request:
+    with path.open("rb") as file:
+        data = file.read(REQUEST_MAX_BYTES + 1)
+    if len(data) > REQUEST_MAX_BYTES:
+        raise Unreadable("larger than a request may be")
     try:
-        with path.open("rb") as file:
-            data = file.read(REQUEST_MAX_BYTES + 1)
-        if len(data) > REQUEST_MAX_BYTES:
-            raise Unreadable("larger than a request may be")
         request = parse_request(*split_request(data))
-    except FileNotFoundError:
-        raise
-    except (OSError, FrameError, CniError) as error:
+    except (FrameError, CniError) as error:
         raise Unreadable(str(error)) from None
     if request.command is not Command.DEL:
         raise Unreadable(f"it records a {request.command.value}, not a DEL")

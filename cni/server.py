@@ -33,9 +33,9 @@ from cni.ipam.allocator import NoAddress
 from cni.ipam.block import BlockStoreError
 from cni.ipam.requested import AddressRefused
 from cni.podlink import AliasError
-from cni.recorded import directory_of, replay
+from cni.recorded import directory_of, replay, supersede
 from cni.result import NEWEST_VERSION, Result, render_result
-from cni.spec import Request, asked_version, parse_request, render_error
+from cni.spec import Command, Request, asked_version, parse_request, render_error
 from cni.wiring import LinkExists, NamespaceGone, OwnNamespace, PodInterfaceExists, WiringError
 
 log = logging.getLogger(__name__)
@@ -225,6 +225,8 @@ class CniServer:
             request = parse_request(environment, stdin)
             who = f"{request.command.value} {request.attachment or request.netconf.name}"
             fd = connection.descriptors[0] if connection.descriptors else None
+            if request.command is Command.ADD and request.attachment is not None:
+                supersede(directory_of(self._path), request.attachment)
             result = await self._verbs.handle(request, fd)
             return b"\0" + (render_result(result, version=version) if result is not None else b"")
         except Exception as error:

@@ -61,7 +61,7 @@ conmon conmon
 /usr/lib/cni/portmap containernetworking-plugins
 iptables iptables
 curl curl
-musl-gcc musl-tools
+cc gcc
 LIST
     fi
     if [ "$python" = none ]; then

@@ -7,8 +7,9 @@ import os
 import stat
 from pathlib import Path
 
+from cni.attachment import Attachment
 from cni.frame import MAGIC
-from cni.recorded import directory_of, replay
+from cni.recorded import directory_of, replay, supersede
 from cni.server import CniServer
 from cni.spec import Request
 
@@ -137,3 +138,20 @@ async def test_the_server_replays_before_it_serves_and_makes_the_directory(tmp_p
     await again.start()
     await again.close()
     assert verbs.done == ["closed", "DEL gone", "closed"]
+
+
+async def test_a_record_that_cannot_be_opened_now_is_kept(tmp_path: Path):
+    """A passing failure of the disk must not lose a deletion; a directory stands in for one."""
+    (tmp_path / "aa").mkdir()
+    verbs = Verbs()
+    assert await replay(tmp_path, verbs) == 1
+    assert (tmp_path / "aa").exists()
+
+
+async def test_an_add_supersedes_the_deletions_that_came_before_it(tmp_path: Path):
+    """The same container again: its old deletion must not take the new link."""
+    again = put(tmp_path, "aa", frame("again"), age_s=2)
+    other = put(tmp_path, "bb", frame("other"), age_s=1)
+    supersede(tmp_path, Attachment("pods", "again", "eth0"))
+    assert not again.exists()
+    assert other.exists()
