@@ -154,7 +154,8 @@ class CooldownFile:
             file.write(text)
 
     def _replace(self, text: str) -> None:
-        temporary = f"{self._path}.{os.getpid()}.tmp"
+        # One name for all: what a killed agent left of it is overwritten by the next one.
+        temporary = f"{self._path}.tmp"
         try:
             with open(temporary, "w", encoding="ascii", opener=_open_regular) as file:
                 file.write(text)

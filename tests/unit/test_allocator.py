@@ -778,6 +778,17 @@ def test_the_file_gives_ages_back_and_is_private(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+def test_what_a_killed_writer_left_does_not_pile_up(tmp_path):
+    """Killed between writing the new file and putting it in its place, again and again."""
+    path = tmp_path / "cooldown"
+    (tmp_path / "cooldown.tmp").write_text("slash32-cooldown 1 boot-1\n990.0 10.0")
+    writer = journal(path, Clock())
+    writer.append([ip_address("10.0.0.1")])
+
+    assert [each.name for each in tmp_path.iterdir()] == ["cooldown"]
+    assert journal(path, Clock()).read() == {ip_address("10.0.0.1"): 0}
+
+
 @pytest.mark.parametrize(
     "content",
     [
