@@ -5,8 +5,10 @@ Event names are static, everything that varies is a key. Never a secret, stdin o
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+import time
 
 import structlog
 
@@ -38,12 +40,42 @@ def configure_logging(*, level: str, style: str) -> None:
     )
     # Leaves log through the standard library, so that they need no structlog.
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared)
-    )
+    handler.setFormatter(LeafFormatter(style=style))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(number)
+
+
+class LeafFormatter(logging.Formatter):
+    """One line in the form of the structured ones, for records of the standard library.
+
+    Not structlog's own bridge: a pod's ADD and DEL log a line each, and through the bridge those
+    two lines cost 0.7 ms of CPU, as much as all the kernel does for the pod.
+    """
+
+    def __init__(self, *, style: str) -> None:
+        super().__init__()
+        self._is_json = style == "json"
+        self._second = (0, "")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line; a traceback follows it, or is a key of it."""
+        trouble = self.formatException(record.exc_info) if record.exc_info else ""
+        stamp, level, event = (
+            self._stamp(record.created),
+            record.levelname.lower(),
+            record.getMessage(),
+        )
+        if self._is_json:
+            line = {"event": event, "level": level, "timestamp": stamp, "logger": record.name}
+            return json.dumps(line | ({"exception": trouble} if trouble else {}))
+        return f"{stamp} [{level:<9}] {event}" + (f"\n{trouble}" if trouble else "")
+
+    def _stamp(self, created_s: float) -> str:
+        second = int(created_s)
+        if self._second[0] != second:
+            self._second = (second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)))
+        return f"{self._second[1]}.{int((created_s - second) * 1e6):06d}Z"
 
 
 class RepeatFilter:
