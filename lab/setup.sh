@@ -62,6 +62,7 @@ conmon conmon
 iptables iptables
 curl curl
 cc gcc
+strace strace
 LIST
     fi
     if [ "$python" = none ]; then
