@@ -86,7 +86,9 @@ class Steps:
             yield
         finally:
             self._active -= 1
-            self._refuses = self._refuses and self._active > 0
+            if threading.current_thread() is threading.main_thread():
+                # The verb has answered, though a remover may still be asleep in the kernel.
+                self._refuses = False
             self._is_inside.reset(token)
 
     @contextlib.contextmanager
@@ -194,11 +196,11 @@ def _wrap_the_kernel(steps: Steps) -> None:
     def asking(method: str) -> Callable[[nl.NetlinkSocket, int, bytes], Any]:
         original = getattr(nl.NetlinkSocket, method)
 
-        def ask(self: nl.NetlinkSocket, kind: int, body: bytes) -> Any:
+        def ask(self: nl.NetlinkSocket, kind: int, body: bytes, **options: Any) -> Any:
             with steps.step(f"{method} {_kind(kind)}") as moment:
                 if moment in ("refuse", "lose"):
                     raise nl.NetlinkError(errno.EPERM if moment == "refuse" else errno.ENOBUFS)
-                return original(self, kind, body)
+                return original(self, kind, body, **options)
 
         return ask
 
@@ -209,8 +211,8 @@ def _wrap_the_kernel(steps: Steps) -> None:
             write(self, path, value)
 
     nl.NetlinkSocket.execute = executing  # type: ignore[method-assign]
-    nl.NetlinkSocket.get = asking("get")  # type: ignore[method-assign]
-    nl.NetlinkSocket.dump = asking("dump")  # type: ignore[method-assign]
+    nl.NetlinkSocket.get = asking("get")  # type: ignore[method-assign, assignment]
+    nl.NetlinkSocket.dump = asking("dump")  # type: ignore[method-assign, assignment]
     cni.netns.Sysctls.write = writing  # type: ignore[method-assign]
 
 
@@ -225,7 +227,7 @@ def _mark_the_verb(steps: Steps) -> None:
 
         async def replaying(*args: Any) -> int:
             with steps.inside():
-                return await replay(*args)
+                return int(await replay(*args))
 
         setattr(cni.server, "replay", replaying)  # noqa: B010 - of another signature
         return
