@@ -90,6 +90,18 @@ def seen_peer(podman, container, address):
     return peer_said(podman.exec(container, fetch_peer(peer_url(address))))
 
 
+def test_podman_asks_for_a_mac_and_the_container_has_it(lab, podman):
+    """By capability and in CNI_ARGS at once, as podman does it."""
+    result = podman.run("mac", SLEEPER, options=["--mac-address", "c2:11:22:33:44:55"])
+
+    shown = podman.exec("mac", ["ip", "link", "show", "dev", "eth0"])
+    podman.remove("mac")
+
+    assert result["interfaces"][1]["mac"] == "c2:11:22:33:44:55"
+    assert "c2:11:22:33:44:55" in shown
+    wait_empty(lab, "node1")
+
+
 def test_podman_shows_the_network_and_the_plugin_behind_it(podman):
     """podman reads the conflist that ``cni install`` wrote, and leaves it alone."""
     assert podman.networks()[NETWORK] == "slash32"
