@@ -90,15 +90,18 @@ def seen_peer(podman, container, address):
     return peer_said(podman.exec(container, fetch_peer(peer_url(address))))
 
 
-def test_podman_asks_for_a_mac_and_the_container_has_it(lab, podman):
-    """By capability and in CNI_ARGS at once, as podman does it."""
-    result = podman.run("mac", SLEEPER, options=["--mac-address", "c2:11:22:33:44:55"])
+def test_podman_asks_for_a_mac_and_an_address_and_the_container_has_them(lab, podman):
+    """What its user wrote after --mac-address and --ip; the address is in nobody's block yet."""
+    asked = ["--mac-address", "c2:11:22:33:44:55", "--ip", "10.244.77.9"]
+    result = podman.run("asks", SLEEPER, options=asked)
 
-    shown = podman.exec("mac", ["ip", "link", "show", "dev", "eth0"])
-    podman.remove("mac")
+    shown = podman.exec("asks", ["ip", "addr", "show", "dev", "eth0"])
+    podman.remove("asks")
 
     assert result["interfaces"][1]["mac"] == "c2:11:22:33:44:55"
+    assert str(addresses(result)[0]) == "10.244.77.9"
     assert "c2:11:22:33:44:55" in shown
+    assert "10.244.77.9/32" in shown
     wait_empty(lab, "node1")
 
 
