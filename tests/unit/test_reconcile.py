@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
@@ -25,8 +25,8 @@ from routing.datastore.snapshot import (
     NodeResource,
 )
 from routing.links import LinkState
-from routing.reconcile import Reconciler
-from routing.routes import NextHop, Prefix, RouteKey
+from routing.reconcile import STORE_OUT_OF_SYNC, Reconciler
+from routing.routes import METRIC, PROTOCOL, NextHop, Prefix, RouteKey
 from tests.fakes.edge import FakeEdge
 from tests.fakes.kernel import FakeFib, FakeWiring
 from tests.fakes.speaker import FakeSpeaker, FakeWorld
@@ -240,6 +240,50 @@ async def test_a_session_that_ends_takes_its_routes_at_once(node: Node):
     assert node.prefixes() == {"169.254.1.1/32", str(BLOCK)}
 
 
+async def test_learned_routes_count_while_they_are_kept(node: Node):
+    """For STATUS: wanted ones, and those a new agent keeps until its peer has spoken."""
+    seen = [node.loop.report.has_learned_routes]
+    await node.started()
+    seen.append(node.loop.report.has_learned_routes)
+    node.restart()
+    await node.speaker.start()
+    await node.loop.run_pass()
+    seen.append(node.loop.report.has_learned_routes)
+    node.world.down(TOR)
+    node.now_s += 121
+    await node.loop.run_pass()
+    await node.loop.run_pass()
+    seen.append(node.loop.report.has_learned_routes)
+    assert seen == [False, True, True, False]
+
+
+async def test_a_route_held_for_the_stores_sake_is_no_sign_of_life(node: Node):
+    """Its session is gone; only that the store is away keeps it in the kernel."""
+    await node.started()
+    node.world.down(TOR)
+    node.store.fail_next("snapshot")
+    await node.loop.run_pass()
+    assert str(REMOTE) in node.prefixes()
+    assert {h.gate for h in node.loop.report.held} == {STORE_OUT_OF_SYNC}
+    assert not node.loop.report.has_learned_routes
+
+
+async def test_forget_deletes_ours_wherever_it_leads_and_nothing_else(node: Node):
+    """One delete an address; a refusal of the kernel is told."""
+    link = pod_link()
+    prefix = ip_network("10.244.1.5/32")
+    node.fib.table[prefix, METRIC] = (PROTOCOL, (NextHop("lo"),))
+    node.fib.add_foreign(prefix, protocol=4, metric=7)
+    node.fib.fail_next("delete", OSError(16, "busy"))
+    with pytest.raises(HostRouteError, match=r"10\.244\.1\.5/32: .*busy"):
+        await node.loop.forget(link.attachment, link.addresses)
+    await node.loop.forget(link.attachment, ())
+    assert (prefix, METRIC) in node.fib.table
+    await node.loop.forget(link.attachment, link.addresses)
+    await node.loop.forget(link.attachment, link.addresses)
+    assert list(node.fib.table) == [(prefix, 7)]
+
+
 async def test_foreign_routes_are_never_touched(node: Node):
     """Other protocol, same prefix and metric: a failure that names it; another metric: nothing."""
     node.fib.add_foreign(REMOTE, protocol=4)
@@ -332,6 +376,35 @@ async def test_ensure_says_who_holds_the_address(node: Node):
     await node.loop.run_pass()
     with pytest.raises(HostRouteError, match="s32pod"):
         await node.loop.ensure(link)
+
+
+async def test_ensure_refuses_an_address_that_the_kernel_sends_elsewhere(node: Node):
+    """A better metric, or the address on the node itself: ours would be written and not used."""
+    link = pod_link()
+    node.fib.state[link.host_ifname] = LinkState(link.host_ifname, 9, True, 1500, ())
+    node.fib.add_foreign(ip_network("10.244.1.5/32"), 4, 0, ifname="s32pod")
+    with pytest.raises(HostRouteError, match=r"10\.244\.1\.5 is routed already: dev s32pod"):
+        await node.loop.ensure(link)
+    assert "10.244.1.5/32" not in node.prefixes()
+    node.fib.delete(ip_network("10.244.1.5/32"), 0)
+    own = LinkState("lo", 1, True, 65536, (ip_interface("10.244.1.5/32"),))
+    node.fib.state["lo"] = own
+    with pytest.raises(HostRouteError, match="dev lo"):
+        await node.loop.ensure(link)
+    node.fib.state["lo"] = replace(own, addresses=())
+    await node.loop.ensure(link)
+
+
+@pytest.mark.parametrize("verb", ["ensure", "forget", "check"])
+async def test_a_kernel_that_does_not_answer_is_a_host_routes_error(node: Node, verb: str):
+    """CNI tells its runtime which part failed; any other exception would be taken for a bug."""
+    link = pod_link()
+    node.fib.fail_next("read" if verb == "check" else "apply", OSError(105, "no buffer space"))
+    with pytest.raises(HostRouteError, match=f"{link.host_ifname}: no buffer space"):
+        if verb == "forget":
+            await node.loop.forget(link.attachment, link.addresses)
+        else:
+            await getattr(node.loop, verb)(link)
 
 
 async def test_kicks_coalesce_and_cancellation_ends_the_loop(node: Node):
