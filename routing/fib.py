@@ -99,6 +99,10 @@ class Fib(Protocol):
     async def source_for(self, destination: Address) -> Address | None:
         """The source address the kernel would use towards ``destination``; None: unroutable."""
 
+    async def holder_of(self, destination: Address) -> str | None:
+        """Where a route to this very address leads, by whichever rule, table and metric the
+        kernel goes: an interface, or "several interfaces". None when only wider ones match."""
+
     async def changed(self) -> str:
         """Waits until the kernel's routes, links or addresses changed by another hand than ours.
 
@@ -197,8 +201,26 @@ class KernelFib:
 
     async def source_for(self, destination: Address) -> Address | None:
         """The kernel's choice of source towards ``destination``; None when it is unroutable."""
+        answer = self._look_up(destination, flags=0)
+        if answer is None:
+            return None
+        source = nl.attributes(answer, nl.RTMSG.size).get(nl.RTA_PREFSRC)
+        return ip_address(source) if source else None
+
+    async def holder_of(self, destination: Address) -> str | None:
+        """Where a route to this very address leads; None when only wider ones match."""
+        answer = self._look_up(destination, flags=nl.RTM_F_FIB_MATCH)
+        if answer is None or answer[1] != destination.max_prefixlen:
+            return None
+        parts = nl.attributes(answer, nl.RTMSG.size)
+        if nl.RTA_MULTIPATH in parts:
+            return "several interfaces"
+        return self._socket.ifname(nl.u32(parts[nl.RTA_OIF])) if nl.RTA_OIF in parts else None
+
+    def _look_up(self, destination: Address, *, flags: int) -> bytes | None:
+        """The kernel's answer for a packet to ``destination``; None when it would not send it."""
         family = AF_INET if destination.version == 4 else AF_INET6
-        body = nl.RTMSG.pack(family, destination.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+        body = nl.RTMSG.pack(family, destination.max_prefixlen, 0, 0, 0, 0, 0, 0, flags)
         body += nl.attribute(nl.RTA_DST, destination.packed)
         try:
             answer = self._socket.get(nl.RTM_GETROUTE, body)
@@ -206,10 +228,7 @@ class KernelFib:
             if error.errno in _UNROUTABLE:
                 return None
             raise
-        if answer[7] not in (nl.RTN_UNICAST, nl.RTN_LOCAL):
-            return None
-        source = nl.attributes(answer, nl.RTMSG.size).get(nl.RTA_PREFSRC)
-        return ip_address(source) if source else None
+        return answer if answer[7] in (nl.RTN_UNICAST, nl.RTN_LOCAL) else None
 
     async def changed(self) -> str:
         """Waits for a change by another hand; "overflow", or what changed, joined by "+".

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -467,8 +468,10 @@ class Reconciler:
             HostRouteError: the kernel refused; the sentence names the holder of the prefix.
         """
         routes = pod_routes(link)
-        await self._refuse_taken(routes)
-        failed = await self._fib.apply(Delta(create=routes))
+        with _as_host_route_error(link.host_ifname):
+            await self._refuse_taken(routes)
+            await self._refuse_overruled(link)
+            failed = await self._fib.apply(Delta(create=routes))
         if failed:
             raise HostRouteError("; ".join(f"{f.key.prefix}: {f.error}" for f in failed))
         self._ensured.update(routes)
@@ -488,6 +491,14 @@ class Reconciler:
             if found != route:
                 raise HostRouteError(f"{key.prefix} is routed already: {_hops_text(found)}")
 
+    async def _refuse_overruled(self, link: PodLink) -> None:
+        """A route to this very address that has another metric or table holds another key: the
+        kernel would take ours and go on using that one, or this pod would get what is another's."""
+        for address in link.addresses:
+            holder = await self._fib.holder_of(address)
+            if holder is not None and holder != link.host_ifname:
+                raise HostRouteError(f"{address} is routed already: dev {holder}")
+
     async def forget(self, attachment: Attachment, addresses: tuple[Address, ...]) -> None:
         """Returns once no route of ours leads to any of ``addresses``.
 
@@ -497,15 +508,16 @@ class Reconciler:
         Raises:
             HostRouteError: the kernel kept one.
         """
-        failed = await self._fib.apply(
-            Delta({}, {}, _routes_over(attachment.host_ifname, addresses))
-        )
+        over = _routes_over(attachment.host_ifname, addresses)
+        with _as_host_route_error(attachment.host_ifname):
+            failed = await self._fib.apply(Delta({}, {}, over))
         if failed:
             raise HostRouteError("; ".join(f"{f.key.prefix}: {f.error}" for f in failed))
 
     async def check(self, link: PodLink) -> list[str]:
         """What is wrong with the host routes of ``link``."""
-        actual = await self._fib.read()
+        with _as_host_route_error(link.host_ifname):
+            actual = await self._fib.read()
         differences = []
         for key, route in pod_routes(link).items():
             found = actual.get(key)
@@ -596,6 +608,15 @@ def _hops_text(route: Route) -> str:
         f"via {hop.gateway} dev {hop.ifname}" if hop.gateway else f"dev {hop.ifname}"
         for hop in route.next_hops
     )
+
+
+@contextmanager
+def _as_host_route_error(ifname: str) -> Iterator[None]:
+    """A kernel that does not answer is no bug of ours, which another error would be taken for."""
+    try:
+        yield
+    except OSError as error:
+        raise HostRouteError(f"routes over {ifname}: {error.strerror or error}") from error
 
 
 def pod_routes(link: PodLink) -> dict[RouteKey, Route]:

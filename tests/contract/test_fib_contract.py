@@ -45,6 +45,7 @@ class World(Protocol):
     def make_fib(self) -> Fib: ...
     def reset(self) -> None: ...
     def add_foreign(self, prefix: Prefix, protocol: int) -> None: ...
+    def add_better(self, prefix: Prefix, protocol: int, ifname: str) -> None: ...
     def delete(self, prefix: Prefix) -> None: ...
     def set_link(self, ifname: str, *, is_up: bool) -> None: ...
     def touch_link(self, ifname: str) -> None: ...
@@ -74,6 +75,9 @@ class FakeWorld:
 
     def add_foreign(self, prefix: Prefix, protocol: int) -> None:
         self.fib.add_foreign(prefix, protocol)
+
+    def add_better(self, prefix: Prefix, protocol: int, ifname: str) -> None:
+        self.fib.add_foreign(prefix, protocol, 1, ifname=ifname)
 
     def delete(self, prefix: Prefix) -> None:
         self.fib.delete(prefix)
@@ -121,6 +125,9 @@ class KernelWorld:
 
     def add_foreign(self, prefix: Prefix, protocol: int) -> None:
         self.host.ip(f"route add blackhole {prefix} proto {protocol} metric 1032")
+
+    def add_better(self, prefix: Prefix, protocol: int, ifname: str) -> None:
+        self.host.ip(f"route add {prefix} dev {ifname} proto {protocol} metric 1")
 
     def delete(self, prefix: Prefix) -> None:
         self.host.ip(f"route del {prefix} metric 1032")
@@ -470,6 +477,21 @@ async def test_source_is_the_kernels_choice_or_none(fib: Fib):
     assert await fib.source_for(VIA_1_V6) == ip_address("2001:db8:2::1")
     assert await fib.source_for(ip_address("203.0.113.77")) is None
     assert await fib.source_for(ip_address("2001:db8:ffff::1")) is None
+
+
+async def test_who_holds_an_address_is_told_and_wider_routes_do_not_count(fib: Fib, world: World):
+    """Whatever protocol, metric or table wins: that is where the pod's packets would go."""
+    assert await fib.apply(Delta(EVERY_KIND)) == []
+    assert await fib.holder_of(ip_address("10.0.0.1")) == "pod0"
+    assert await fib.holder_of(ip_address("fd00::1")) == "pod1"
+    for wider in ("10.0.0.2", "fd00::2", "10.1.0.1", "203.0.113.77", "2001:db8:ffff::1"):
+        assert await fib.holder_of(ip_address(wider)) is None
+    assert await fib.holder_of(ip_address("192.0.2.1")) == "up0"
+    assert await fib.holder_of(ip_address("2001:db8:1::1")) is not None
+
+    for prefix, held in (("10.0.0.1/32", "10.0.0.1"), ("fd00::1/128", "fd00::1")):
+        world.add_better(ip_network(prefix), 4, "up1")
+        assert await fib.holder_of(ip_address(held)) == "up1"
 
 
 # -- changes ---------------------------------------------------------------------------------

@@ -245,6 +245,26 @@ class FakeFib(Switches):
                     return own.ip
         return None
 
+    async def holder_of(self, destination: Address) -> str | None:
+        """The best route to that very address, or the link that has it."""
+        for link in self.state.values():
+            if any(own.ip == destination for own in link.addresses):
+                return link.ifname
+        best = min(
+            (
+                (metric, hops)
+                for (prefix, metric), (_protocol, hops) in self.table.items()
+                if hops
+                and (prefix.network_address, prefix.prefixlen)
+                == (destination, destination.max_prefixlen)
+            ),
+            key=lambda each: each[0],
+            default=None,
+        )
+        if best is None:
+            return None
+        return best[1][0].ifname if len(best[1]) == 1 else "several interfaces"
+
     async def changed(self) -> str:
         """Waits for ``wake`` or for a change made by the methods below."""
         while not self._reasons:
@@ -267,9 +287,11 @@ class FakeFib(Switches):
         self._reasons.add(reason)
         self._woken.set()
 
-    def add_foreign(self, prefix: Prefix, protocol: int, metric: int = METRIC) -> None:
-        """Another program's route."""
-        self.table[prefix, metric] = (protocol, ())
+    def add_foreign(
+        self, prefix: Prefix, protocol: int, metric: int = METRIC, *, ifname: str | None = None
+    ) -> None:
+        """Another program's route: a black hole unless it leads somewhere."""
+        self.table[prefix, metric] = (protocol, () if ifname is None else (NextHop(ifname),))
         self.wake("route")
 
     def delete(self, prefix: Prefix, metric: int = METRIC) -> None:
@@ -369,6 +391,10 @@ class Disturbance(Fib):
     async def source_for(self, destination: Address) -> Address | None:
         """Undisturbed."""
         return await self._fib.source_for(destination)
+
+    async def holder_of(self, destination: Address) -> str | None:
+        """Undisturbed."""
+        return await self._fib.holder_of(destination)
 
     async def changed(self) -> str:
         """Undisturbed."""
