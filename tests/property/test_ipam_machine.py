@@ -43,7 +43,7 @@ FLOOR = {
     "assigned": 400,
     "released": 200,
     "crashed": 60,
-    "faults": 100,
+    "faults": 300,
     "given_back": 40,
 }
 
@@ -58,6 +58,8 @@ TURNS = 60
 
 nodes = st.sampled_from(NODES)
 pods = st.integers(0, 5)
+writes = st.sampled_from(["create_block", "update_block", "update_block", "delete_block"])
+hows = st.sampled_from(["fail", "conflict", "lost answer", "late answer"])
 
 
 class Node:
@@ -199,23 +201,41 @@ class IpamMachine(RuleBasedStateMachine):
                 self.let_go(self.store.held[(index + offset) % len(self.store.held)], Fault())
 
     @precondition(lambda self: self.store.held)
-    @rule(name=nodes, calls=st.integers(3, 25))
+    @rule(name=nodes, calls=st.integers(1, 20))
     def run_ahead(self, name: str, calls: int) -> None:
         """One node's calls happen while the others wait."""
         for _ in range(calls):
-            mine = [held for held in self.store.held if held.caller == name]
-            if mine:
-                self.let_go(mine[0], Fault())
+            self.step(name)
 
     @precondition(lambda self: self.store.held)
-    @rule(
-        index=st.integers(0, 50),
-        how=st.sampled_from(["fail", "conflict", "lost answer", "late answer"]),
-    )
+    @rule(name=nodes, write=writes, how=hows, then=st.integers(0, 6))
+    def stumble(self, name: str, write: str, how: str, then: int) -> None:
+        """One node's calls happen up to some kind of write, which goes wrong."""
+        for _ in range(12):
+            held = self.step(name, stop_at=write)
+            if held is not None:
+                self.go_wrong_with(held, how)
+                break
+        for _ in range(then):
+            self.step(name)
+
+    def step(self, name: str, stop_at: str = "") -> Held | None:
+        """Lets the node's first call happen; or returns it when it is what to stop at."""
+        mine = [held for held in self.store.held if held.caller == name]
+        if mine and mine[0].operation == stop_at:
+            return mine[0]
+        if mine:
+            self.let_go(mine[0], Fault())
+        return None
+
+    @precondition(lambda self: self.store.held)
+    @rule(index=st.integers(0, 50), how=hows)
     def go_wrong(self, index: int, how: str) -> None:
         """A store call fails, loses a race, or its caller learns of it later or never."""
+        self.go_wrong_with(self.store.held[index % len(self.store.held)], how)
+
+    def go_wrong_with(self, held: Held, how: str) -> None:
         RAN["faults"] += 1
-        held = self.store.held[index % len(self.store.held)]
         is_read = held.operation.startswith("list_blocks")
         if how == "late answer":
             self.let_go(held, Fault(is_late=True))

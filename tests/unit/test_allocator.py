@@ -15,7 +15,7 @@ from cni.ipam.block import Block, BlockState, BlockStoreError
 from cni.ipam.cooldown import CooldownFile
 from cni.ipam.pool import IPPool
 from routing.datastore.resources import block_name
-from routing.datastore.snapshot import IPPoolResource, Meta
+from routing.datastore.snapshot import IPPoolResource, Meta, StoreError
 from tests.fakes.store import FakeDatastore, Fault
 
 V4 = IPPool("a-v4", ip_network("10.0.0.0/24"), 30)
@@ -63,6 +63,15 @@ async def until(condition) -> None:
     """Waits for a condition, two seconds at most."""
     async with asyncio.timeout(2):
         while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+async def release_until(store: FakeDatastore, condition) -> None:
+    """Lets every held call happen until a condition holds, two seconds at most."""
+    async with asyncio.timeout(2):
+        while not condition():
+            for held in list(store.held):
+                held.release()
             await asyncio.sleep(0)
 
 
@@ -139,6 +148,28 @@ async def test_a_candidate_that_another_node_took_a_moment_ago_is_passed_over():
 
     walk = list(V4.candidate_blocks("node-a"))
     assert address in walk[3]
+
+
+async def test_a_create_without_an_answer_does_not_take_another_nodes_block():
+    """The look after a timeout finds a block of that CIDR: whose, is what counts."""
+    world = World(V4)
+    allocator = world.allocator()
+    cidr = next(V4.candidate_blocks("node-a"))
+    world.store.hold = True
+    adding = asyncio.create_task(allocator.assign(pod(1)))
+    await until(lambda: any(h.operation == "list_blocks" for h in world.store.held))
+    world.store.held[0].release()
+    await until(lambda: any(h.operation == "create_block" for h in world.store.held))
+    mine = world.store.held[0]
+    world.store.hold = False
+    theirs = await world.store.create_block(Block(cidr, "a-v4", "node-b", BlockState.PENDING))
+
+    mine.release(Fault(lambda: StoreError("timed out")))
+    with pytest.raises(BlockStoreError, match="timed out"):
+        await adding
+
+    assert world.store.blocks == [theirs]
+    assert allocator.blocks() == []
 
 
 async def test_losing_every_race_is_an_error_that_says_so():
@@ -686,11 +717,12 @@ async def test_a_claim_of_one_family_does_not_lose_a_block_of_the_other():
         for held in [held for held in world.store.held if held is not late]:
             held.release()
         await asyncio.sleep(0)
+    late.release()
+    await until(lambda: any(h.operation == "create_block" for h in world.store.held))
+    assert [block.pool for block, *_ in allocator.blocks()] == ["a-v6"]
+    assert allocator.problems() == []
     world.pools[:] = [V4, V6]
-    while not of_four.done():
-        for held in list(world.store.held):
-            held.release()
-        await asyncio.sleep(0)
+    await release_until(world.store, of_four.done)
 
     assert [a.version for a in of_six.result()] == [6]
     assert [a.version for a in of_four.result()] == [4, 6]
@@ -718,6 +750,28 @@ async def test_a_release_cut_short_is_gone_on_with_by_the_successor():
     assert successor.problems() == []
 
 
+async def test_a_block_that_is_being_marked_gives_no_address():
+    """From the moment the mark is on its way, not from when it is known to have arrived."""
+    world = World(V4)
+    allocator = world.allocator()
+    for number in range(5):
+        await allocator.assign(pod(number))
+    for number in range(5):
+        allocator.release(pod(number))
+    world.clock.now_s += 31
+    await allocator.release_empty_blocks()
+    world.store.hold = True
+    giving_back = asyncio.create_task(allocator.release_empty_blocks())
+    await until(lambda: world.store.held)
+
+    adding = [asyncio.create_task(allocator.assign(pod(number))) for number in range(8)]
+    await release_until(world.store, lambda: giving_back.done() and all(t.done() for t in adding))
+
+    blocks = confirmed(world.store)
+    assert len(blocks) == 2
+    assert all(any(task.result()[0] in block.cidr for block in blocks) for task in adding)
+
+
 async def test_a_block_that_gets_a_pod_while_another_is_marked_stays():
     """The store is slow to mark the first; meanwhile pods fill the blocks that are left."""
     world = World(V4)
@@ -729,10 +783,7 @@ async def test_a_block_that_gets_a_pod_while_another_is_marked_stays():
     await until(lambda: world.store.held)
 
     given = [(await allocator.assign(pod(i)))[0] for i in range(8)]
-    while not giving_back.done():
-        for held in list(world.store.held):
-            held.release()
-        await asyncio.sleep(0)
+    await release_until(world.store, giving_back.done)
 
     assert len(confirmed(world.store)) == 2
     assert all(any(a in b.cidr for b in confirmed(world.store)) for a in given)
