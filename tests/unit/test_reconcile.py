@@ -400,11 +400,9 @@ async def test_a_kernel_that_does_not_answer_is_a_host_routes_error(node: Node, 
     """CNI tells its runtime which part failed; any other exception would be taken for a bug."""
     link = pod_link()
     node.fib.fail_next("read" if verb == "check" else "apply", OSError(105, "no buffer space"))
+    of_what = (link.attachment, link.addresses) if verb == "forget" else (link,)
     with pytest.raises(HostRouteError, match=f"{link.host_ifname}: no buffer space"):
-        if verb == "forget":
-            await node.loop.forget(link.attachment, link.addresses)
-        else:
-            await getattr(node.loop, verb)(link)
+        await getattr(node.loop, verb)(*of_what)
 
 
 async def test_kicks_coalesce_and_cancellation_ends_the_loop(node: Node):
