@@ -717,11 +717,11 @@ async def test_a_claim_of_one_family_does_not_lose_a_block_of_the_other():
         for held in [held for held in world.store.held if held is not late]:
             held.release()
         await asyncio.sleep(0)
+    world.pools[:] = [V4, V6]
     late.release()
     await until(lambda: any(h.operation == "create_block" for h in world.store.held))
     assert [block.pool for block, *_ in allocator.blocks()] == ["a-v6"]
     assert allocator.problems() == []
-    world.pools[:] = [V4, V6]
     await release_until(world.store, of_four.done)
 
     assert [a.version for a in of_six.result()] == [6]
