@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cni.errors import shown
+from cni.launcher.build import BuildError, check_static, host_architecture
 from cni.result import SUPPORTED_VERSIONS
 from cni.spec import NETWORK_NAME_MAX_BYTES, SOCKET_PATH_MAX_BYTES
 
@@ -35,6 +36,9 @@ CNI_VERSION_OF_OLD_RUNTIMES = "1.0.0"
 
 SHEBANG_MAX_BYTES = 254
 """The kernel reads 256 bytes of a script (BINPRM_BUF_SIZE), '#!' and the newline included."""
+
+LAUNCHER_MARK = b"slash32-cni 1"
+"""Begins every request; the plugin in either form holds it."""
 
 _NETWORK = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*", re.ASCII)
 _TYPE = re.compile(r"[a-z0-9][a-z0-9.\-]*", re.ASCII)
@@ -81,6 +85,7 @@ def install(
     network: str = DEFAULT_NETWORK,
     plugin_type: str = PLUGIN_TYPE,
     python: str | None = None,
+    launcher: Path | None = None,
 ) -> Paths:
     """Installs plugin and configuration; installing again replaces both.
 
@@ -91,6 +96,8 @@ def install(
         network: name of the network.
         plugin_type: the plugin's file name.
         python: interpreter for the first line; by default the one that runs this, resolved.
+        launcher: a static launcher (``python -m cni.launcher.build``) to install instead of the
+            Python plugin, for hosts without Python and for speed.
 
     Raises:
         InstallError: a name or path we refuse, or a file in the way that is not ours.
@@ -99,7 +106,10 @@ def install(
     paths = installed_paths(
         bin_dir=bin_dir, conf_dir=conf_dir, network=network, plugin_type=plugin_type
     )
-    program = render_plugin(python or os.path.realpath(sys.executable))
+    if launcher is not None:
+        program = read_launcher(launcher)
+    else:
+        program = render_plugin(python or os.path.realpath(sys.executable))
     conflist = render_conflist(
         network=network, plugin_type=plugin_type, socket_path=run_dir / SOCKET_NAME
     )
@@ -157,6 +167,22 @@ def render_plugin(python: str) -> bytes:
     return shebang.encode("utf-8", "surrogateescape") + b"\n" + body
 
 
+def read_launcher(path: Path) -> bytes:
+    """A static launcher for this machine.
+
+    Raises:
+        InstallError: it cannot be read, is not one, needs a library, or is for another machine.
+    """
+    try:
+        check_static(path, arch=host_architecture())
+        program = path.read_bytes()
+    except (BuildError, OSError) as error:
+        raise InstallError(f"launcher is {shown(str(path))}: {error}") from None
+    if LAUNCHER_MARK not in program:
+        raise InstallError(f"launcher is {shown(str(path))}; it is no launcher of slash32")
+    return program
+
+
 def render_conflist(*, network: str, plugin_type: str, socket_path: Path) -> bytes:
     """The network configuration list (specification 1.1, section 1).
 
@@ -202,7 +228,7 @@ def _is_our_plugin(path: Path) -> bool:
     if path.is_dir():
         return False
     try:
-        return b"slash32-cni 1" in path.read_bytes()
+        return LAUNCHER_MARK in path.read_bytes()
     except FileNotFoundError:
         return False
 

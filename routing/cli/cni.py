@@ -62,11 +62,23 @@ def cni() -> None:
     help="The agent's run directory; the plugin finds the agent's socket there.",
 )
 @network_option
-def install(bin_dir: Path, conf_dir: Path, run_dir: Path, network: str) -> None:
+@click.option(
+    "--launcher",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Install this static launcher (python -m cni.launcher.build --out FILE) instead of the "
+    "Python plugin.",
+)
+def install(
+    bin_dir: Path, conf_dir: Path, run_dir: Path, network: str, launcher: Path | None
+) -> None:
     """Install the plugin, then the configuration that makes the runtime use it."""
     with _refusals_as_exit_codes():
         paths = installer.install(
-            bin_dir=bin_dir, conf_dir=conf_dir, run_dir=run_dir.absolute(), network=network
+            bin_dir=bin_dir,
+            conf_dir=conf_dir,
+            run_dir=run_dir.absolute(),
+            network=network,
+            launcher=launcher,
         )
         click.echo(f"installed {paths.plugin}")
         click.echo(f"installed {paths.conflist}")

@@ -19,6 +19,7 @@ from cni.install import (
     render_plugin,
     uninstall,
 )
+from cni.launcher.build import build, compiler_for, host_architecture
 from routing.cli.cni import cni
 
 FOREIGN_CONFLIST = '{"name": "other", "plugins": [{"type": "bridge"}]}'
@@ -252,3 +253,43 @@ def test_the_command_tells_what_the_system_refused(tmp_path: Path, conf_dir: Pat
 
     assert done.exit_code == 1
     assert str(blocker) in done.output
+
+
+def test_a_static_launcher_is_installed_instead_when_asked_for(tmp_path: Path) -> None:
+    """It answers VERSION by itself, and either form replaces the other."""
+    arch = host_architecture()
+    if compiler_for(arch) is None:
+        pytest.skip(f"no C compiler for {arch}")
+    launcher = tmp_path / "launcher"
+    build(launcher, arch=arch)
+
+    def install_as(chosen: Path | None) -> Paths:
+        return install(
+            bin_dir=tmp_path / "bin",
+            conf_dir=tmp_path / "conf",
+            run_dir=tmp_path,
+            launcher=chosen,
+        )
+
+    for chosen in (None, launcher, None):
+        install_as(chosen)
+    paths = install_as(launcher)
+    assert paths.plugin.read_bytes() == launcher.read_bytes()
+    done = subprocess.run(
+        [paths.plugin], env={"CNI_COMMAND": "VERSION"}, input=b"{}", capture_output=True, check=True
+    )
+    assert "1.1.0" in json.loads(done.stdout)["supportedVersions"]
+
+
+@pytest.mark.parametrize("content", [b"", b"#!/bin/sh\nslash32-cni 1", b"\x7fELF" + b"\0" * 100])
+def test_what_is_no_static_launcher_is_refused_and_changes_nothing(
+    tmp_path: Path, content: bytes
+) -> None:
+    """One sentence with the file's name."""
+    wrong = tmp_path / "wrong"
+    wrong.write_bytes(content)
+    with pytest.raises(InstallError, match=r"launcher is \".*ELF"):
+        install(
+            bin_dir=tmp_path / "bin", conf_dir=tmp_path / "conf", run_dir=tmp_path, launcher=wrong
+        )
+    assert not (tmp_path / "bin").exists()
