@@ -80,7 +80,7 @@ class BGPConfigurationResource:
 
 @dataclass(frozen=True, slots=True)
 class BlockResource:
-    """Block: the store's form of cni.ipam.block.Block; its name is its CIDR."""
+    """Block: the store's form of cni.ipam.block.Block; named after its CIDR (10-244-1-0-26)."""
 
     meta: Meta
     block: Block
