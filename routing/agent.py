@@ -317,4 +317,5 @@ class Agent:
             if report.finished_at_s is None
             else round(now_s - report.finished_at_s, 3),
             store=str(self._settings.store),
+            ipam_problems=self._allocator.problems(),
         )

@@ -65,6 +65,7 @@ class Belief:
     speaker_connected: bool
     last_pass_age_s: float | None
     store: str = ""
+    ipam_problems: Sequence[str] = ()
 
 
 def peer_rows(belief: Belief) -> list[Row]:
@@ -278,6 +279,7 @@ def _findings(belief: Belief, peers: list[Row], routes: list[Row]) -> Iterable[s
     if belief.store_error is not None:
         yield f"store: {belief.store_error}"
     yield from belief.desired.problems
+    yield from belief.ipam_problems
     if not belief.speaker_connected:
         yield "ExaBGP is not connected to the agent: is `slash32 speaker` running?"
     for row in peers:

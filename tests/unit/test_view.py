@@ -171,3 +171,9 @@ def test_a_pod_whose_route_leads_elsewhere_is_not_routed():
 def test_a_store_that_is_away_is_a_finding():
     """The node goes on, and says so."""
     assert "store: no such file" in status_row(belief(store_error="no such file"))["findings"]
+
+
+def test_what_is_wrong_with_blocks_is_a_finding():
+    """Such as a block that another node took over while its addresses are in use here."""
+    sentence = "block 10.244.1.0/26 is now node-2's"
+    assert sentence in status_row(belief(ipam_problems=[sentence]))["findings"]
