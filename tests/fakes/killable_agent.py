@@ -19,7 +19,8 @@ Orders, one JSON object a line:
      "log": path, "steps": path, "scope": "ADD"|"DEL"|"replay"|"", "at": [step, moment] or null}
     {"end": pid, "signal": number}
 Answers, one a line: {"pid": n}, {"ready": n}, {"ended": n, "signal": number or 0}.
-Every step crossed is written to ``steps`` before it is entered.
+Every step crossed is written to ``steps`` before it is entered. ``at`` names one as it stands
+there, or as ``<name> #<n>``, the n-th of that name whatever comes between.
 """
 
 from __future__ import annotations
@@ -109,9 +110,12 @@ class Steps:
         is_loop = threading.current_thread() is threading.main_thread()
         lane = "loop" if is_loop else "remover"
         number = self._counts[lane] = self._counts.get(lane, 0) + 1
-        key = f"{lane} {number:02} {HOST_IFNAME.sub('HOST', name)}"
+        name = HOST_IFNAME.sub("HOST", name)
+        key = f"{lane} {number:02} {name}"
+        of_that_name = self._counts[name] = self._counts.get(name, 0) + 1
         os.write(self._fd, f"{key}\n".encode())
-        moment = self._at[1] if self._at is not None and self._at[0] == key else ""
+        is_here = self._at is not None and self._at[0] in (key, f"{name} #{of_that_name}")
+        moment = self._at[1] if self._at is not None and is_here else ""
         if moment == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         if moment == "stop":

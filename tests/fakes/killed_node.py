@@ -182,6 +182,11 @@ class KilledNode:
             self._forge.hear()
         return pid
 
+    @property
+    def last_agent(self) -> int:
+        """The pid of the agent that was started last."""
+        return self._agents[-1]
+
     def stop(self, number: int = signal.SIGKILL) -> None:
         """Ends every agent and waits for it."""
         for pid in self._agents:
