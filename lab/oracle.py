@@ -30,14 +30,10 @@ PROTOCOL = 132
 GATEWAYS: Mapping[int, Address] = {4: IPv4Address("169.254.1.1"), 6: IPv6Address("fe80::1")}
 """By IP version; the node's route to the first is the node's, no pod's."""
 
-_SEPARATOR = "--"
-_COMMANDS = (
-    "ip -N -d -j address show",
-    "ip -N -d -j -4 route show table main",
-    "ip -N -d -j -6 route show table main",
-)
-"""Numbers instead of names: /etc/iproute2 may call 132 or 29490 anything."""
+_COMMANDS = "address show\nroute show table all\n"
+"""Both families. With numbers: /etc/iproute2 may call 132 or 29490 anything."""
 
+_TABLE_MAIN = "254"
 _RTN_UNICAST = "1"
 _SCOPE_GLOBAL = "0"
 
@@ -142,20 +138,19 @@ def look_inside(netns: str) -> Inside:
     Raises:
         CommandFailed: it cannot be entered.
     """
-    # A namespace without any IPv4 route has no table yet, and ip says so with a status of 2.
-    script = f"; echo {_SEPARATOR}; ".join(f"{command} 2>/dev/null" for command in _COMMANDS)
-    text = namespaces.run(["nsenter", f"--net={netns}", "--", "sh", "-c", f"{script}; exit 0"])
-    interfaces, *tables = (json.loads(part or "[]") for part in _parts(text))
-    routes = [entry for table in tables for entry in table]
+    text = namespaces.run(
+        ["nsenter", f"--net={netns}", "ip", "-N", "-d", "-j", "-batch", "-"], stdin=_COMMANDS
+    )
+    interfaces, routes = (json.loads(line) for line in text.splitlines() if line.strip())
     return Inside(
         links=tuple(_link(entry) for entry in interfaces),
-        routes=tuple(_host_routes(routes)),
-        defaults=frozenset(_default_gateways(routes)),
+        routes=tuple(_host_routes(_main(routes))),
+        defaults=frozenset(_default_gateways(_main(routes))),
     )
 
 
-def _parts(text: str) -> list[str]:
-    return [part.strip() for part in text.split(f"\n{_SEPARATOR}\n")]
+def _main(routes: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    return (entry for entry in routes if entry.get("table", _TABLE_MAIN) == _TABLE_MAIN)
 
 
 def _link(entry: Mapping[str, Any]) -> Link:

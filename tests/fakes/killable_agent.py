@@ -29,6 +29,7 @@ import asyncio
 import contextlib
 import errno
 import functools
+import gc
 import json
 import os
 import re
@@ -285,6 +286,9 @@ def main() -> None:
     def tell(answer: dict[str, int]) -> None:
         os.write(out, json.dumps(answer).encode() + b"\n")
 
+    # An agent collects garbage when it starts: that need not walk the libraries every time.
+    gc.collect()
+    gc.freeze()
     poll = select.poll()
     poll.register(0, select.POLLIN)
     buffer = b""
