@@ -47,6 +47,7 @@ import cni.netlink as nl
 import cni.netns
 import cni.server
 from cni.attach import Attacher
+from cni.conntrack import KernelConntrack
 from cni.ipam.allocator import Allocator
 from cni.ipam.cooldown import CooldownFile
 from cni.server import CniServer
@@ -153,12 +154,24 @@ class Steps:
 
         setattr(owner, method, wrapped)
 
+    def wrap_thread(self, owner: Any, method: str) -> None:
+        """The same for what runs in a thread, which does not inherit the task's context."""
+        self.wrap(owner, method)
+        as_step = getattr(owner, method)
+
+        @functools.wraps(as_step)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            with self.inside_if_active():
+                return as_step(*args, **kwargs)
+
+        setattr(owner, method, wrapped)
+
 
 def arm(steps: Steps) -> None:
     """Wraps everything a verb does to the outside world."""
     _mark_the_verb(steps)
     for owner, methods in (
-        (KernelWiring, ("create", "configure_pod", "remove", "repair", "check")),
+        (KernelWiring, ("create", "configure_pod", "repair", "check")),
         (Reconciler, ("ensure", "forget")),
         (Allocator, ("assign", "release")),
         (CooldownFile, ("_append", "_replace")),
@@ -169,14 +182,8 @@ def arm(steps: Steps) -> None:
     _wrap_the_kernel(steps)
     steps.wrap(Path, "unlink", lambda path, **_kwargs: f"unlink in {path.parent.name}/")
     steps.wrap(asyncio.SelectorEventLoop, "sock_sendall", lambda *_: "write the reply")
-    # The remover's threads do not inherit the task's context.
-    remove = KernelWiring.remove
-
-    def removing(self: KernelWiring, host_ifname: str) -> bool:
-        with steps.inside_if_active():
-            return remove(self, host_ifname)
-
-    KernelWiring.remove = removing  # type: ignore[method-assign]
+    for owner, method in ((KernelWiring, "remove"), (KernelConntrack, "flush")):
+        steps.wrap_thread(owner, method)
 
 
 def _wrap_the_kernel(steps: Steps) -> None:

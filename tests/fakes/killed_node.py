@@ -32,7 +32,7 @@ NODE = "node1"
 NETWORK = "slash32"
 NODE_ADDRESSES = ("10.9.0.1", "fd09::1")
 ANSWER_DEADLINE_S = 20.0
-CONVERGENCE_DEADLINE_S = 10.0
+CONVERGENCE_DEADLINE_S = 4.0
 AGENT = "tests.fakes.killable_agent"
 
 RESOURCES = """

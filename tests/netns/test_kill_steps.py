@@ -7,10 +7,12 @@ own. After each the runtime does what kubelet does, and the oracle must find not
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from ipaddress import ip_address
 
 import pytest
 
 from tests.fakes.killed_node import At, KilledNode, Sandbox, addresses_of, killed_node, problems_of
+from tests.fakes.netns import run
 from tests.fakes.runtime import Outcome
 
 pytestmark = [
@@ -207,6 +209,45 @@ def test_an_agent_killed_at_any_step_of_del_leaves_nothing(
         problems += [f"{moment} {step}: {each}" for each in found]
         node.delete(bystander)
     assert problems == []
+
+
+TRACKING = """
+table inet tracking {
+  chain output {
+    type filter hook output priority 0; policy accept;
+    ct state invalid drop
+  }
+}
+"""
+
+
+def naming(node: KilledNode, address: str) -> int:
+    """How many tracked connections of the node name an address."""
+    written = f"={ip_address(address).exploded} "
+    return node.node.run("cat", "/proc/net/nf_conntrack").count(written)
+
+
+def test_an_agent_killed_before_it_forgot_connections_is_followed_by_one_that_does(
+    node: KilledNode,
+) -> None:
+    """Otherwise the next holder of the address would get the old pod's packets."""
+    node.fresh()
+    run("nsenter", f"--net={node.netns}", "--", "nft", "-f", "-", stdin=TRACKING)
+    try:
+        for number in (1, 2):
+            sandbox = node.sandbox()
+            agent = node.start("DEL", At(f"KernelConntrack.flush #{number}", "before"))
+            addresses = node.add(sandbox)
+            assert node.reaches(addresses)
+            assert all(naming(node, address) for address in addresses)
+            node.call("DEL", sandbox)
+            assert node.wait_end(agent) == signal.SIGKILL
+            assert any(naming(node, address) for address in addresses)
+            node.start()
+            assert [naming(node, address) for address in addresses] == [0, 0]
+            node.stop()
+    finally:
+        node.node.run("nft", "delete", "table", "inet", "tracking")
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
