@@ -332,7 +332,9 @@ class Reconciler:
         if self._may_write_bgp():
             await self._apply_peers(wanted, failures)
             await self._apply_adj_rib_out(wanted, failed, failures, held)
-        await self._apply_fib(Delta({}, {}, delta.delete), failures)
+        # An ADD may have written one anew since this pass looked: a link rebuilt, say.
+        stale = {k: route for k, route in delta.delete.items() if k not in self._ensured}
+        await self._apply_fib(Delta({}, {}, stale), failures)
 
     async def _apply_fib(
         self, delta: Delta[RouteKey, Route], failures: list[Failure[str]]

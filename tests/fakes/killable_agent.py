@@ -182,8 +182,8 @@ def arm(steps: Steps) -> None:
     _wrap_the_kernel(steps)
     steps.wrap(Path, "unlink", lambda path, **_kwargs: f"unlink in {path.parent.name}/")
     steps.wrap(asyncio.SelectorEventLoop, "sock_sendall", lambda *_: "write the reply")
-    for owner, method in ((KernelWiring, "remove"), (KernelConntrack, "flush")):
-        steps.wrap_thread(owner, method)
+    steps.wrap_thread(KernelWiring, "remove")
+    steps.wrap_thread(KernelConntrack, "flush")
 
 
 def _wrap_the_kernel(steps: Steps) -> None:

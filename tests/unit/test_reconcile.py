@@ -363,6 +363,29 @@ async def test_ensure_writes_the_pod_route_without_a_pass(node: Node):
     ]
 
 
+async def test_a_pass_under_way_does_not_delete_what_ensure_has_just_written(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+):
+    """The pass saw the old link's route and no link; meanwhile an ADD rebuilt both."""
+    await node.started()
+    link, key = pod_link(), RouteKey(ip_network("10.244.1.5/32"))
+    node.fib.state[link.host_ifname] = LinkState(link.host_ifname, 9, True, 1500, ())
+    await node.loop.ensure(link)
+    set_peers = node.speaker.set_peers
+
+    async def meanwhile(peers):
+        node.fib.delete(key.prefix)
+        await node.loop.ensure(link)
+        await set_peers(peers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node.speaker, "set_peers", meanwhile)
+        await node.loop.run_pass()
+    assert str(key.prefix) in node.prefixes()
+    await node.loop.run_pass()
+    assert str(key.prefix) not in node.prefixes()
+
+
 async def test_ensure_says_who_holds_the_address(node: Node):
     """Another route to the same address: refused, not replaced."""
     link = pod_link()
