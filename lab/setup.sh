@@ -62,6 +62,7 @@ conmon conmon
 iptables iptables
 curl curl
 cc gcc
+/usr/include/errno.h libc6-dev
 strace strace
 LIST
     fi
