@@ -155,6 +155,14 @@ class Watch:
         return self.sent - self.received
 
 
+def catches_sigint(pid: int) -> bool:
+    """Whether a process has a handler for SIGINT (proc(5), SigCgt)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("SigCgt:"):
+            return bool(int(line.split()[1], 16) >> (signal.SIGINT - 1) & 1)
+    return False
+
+
 @contextmanager
 def watching(lab: Lab) -> Iterator[Watch]:
     """Pings pod to pod every 10 ms and records route changes on the nodes and the router."""
@@ -178,6 +186,8 @@ def watching(lab: Lab) -> Iterator[Watch]:
         for name, namespace in machines.items()
     }
     try:
+        # Before it has a handler of its own, SIGINT would end ping without its summary.
+        wait(lambda: catches_sigint(ping.pid), "ping's signal handler")
         yield watch
     finally:
         ping.send_signal(signal.SIGINT)
