@@ -39,7 +39,17 @@ class Origin(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One configured session of this node; ``address`` is its identity."""
+    """One configured session of this node; ``address`` is its identity.
+
+    Attributes:
+        password: for TCP-MD5 (RFC 2385); never printed.
+        ttl_security_hops: GTSM (RFC 5082): packets of peers further away than this are dropped.
+        multihop_ttl: TTL we send on an eBGP session to a router off the link; None is 1.
+        is_passive: we never connect, only accept. Needs ``listens``.
+        listens: connections from the peer are accepted, on ``listen_port`` of ``local_address``.
+        allowed_local_asns: how often our ASN may stand in a received AS_PATH.
+        extended_next_hop: IPv4 prefixes may come and go with IPv6 next hops (RFC 8950).
+    """
 
     name: str
     address: Address
@@ -51,6 +61,14 @@ class Peer:
     hold_time_s: int = 9
     graceful_restart_s: int = 120
     families: tuple[Family, ...] = (Family.IPV4, Family.IPV6)
+    password: str | None = field(default=None, repr=False)
+    ttl_security_hops: int | None = None
+    multihop_ttl: int | None = None
+    is_passive: bool = False
+    listens: bool = False
+    listen_port: int = 179
+    allowed_local_asns: int = 0
+    extended_next_hop: bool = False
 
     @property
     def is_ebgp(self) -> bool:
@@ -59,10 +77,19 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Advertisement:
-    """A prefix we want a peer to hold. ``next_hop`` None means our own address on that session."""
+    """A prefix we want a peer to hold. ``next_hop`` None means our own address on that session.
+
+    ``communities`` as ``a:b``, ``large_communities`` as ``a:b:c``. ``prepend``: how many times more
+    our ASN stands in AS_PATH. ``local_pref`` goes to internal peers only.
+    """
 
     prefix: Prefix
     next_hop: Address | None = None
+    communities: tuple[str, ...] = ()
+    large_communities: tuple[str, ...] = ()
+    med: int | None = None
+    local_pref: int | None = None
+    prepend: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +109,9 @@ class Path:
     med: int | None = None
     local_pref: int | None = None
     communities: tuple[str, ...] = ()
+    large_communities: tuple[str, ...] = ()
+    originator_id: IPv4Address | None = None
+    """ORIGINATOR_ID (RFC 4456): a reflector sent our own route back when it is our router id."""
 
 
 @dataclass(frozen=True, slots=True)

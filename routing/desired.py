@@ -142,6 +142,8 @@ def _peers(
     local_asn = this_node.asn or inputs.snapshot.bgp.asn
     peers: dict[Address, Peer] = {}
     for resource in peers_for(inputs.snapshot, inputs.node):
+        if resource.peer_ip is None or resource.asn is None:
+            continue
         if resource.peer_ip in peers:
             first = peers[resource.peer_ip].name
             problems.append(

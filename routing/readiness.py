@@ -80,7 +80,7 @@ def _cut_off(seen: Seen) -> str | None:
             f"no BGP session is known to be up with {_names(seen.peers)}: "
             "ExaBGP is not connected to the agent, and no route learned before is kept"
         )
-    statuses = [(peer, seen.sessions.get(peer.peer_ip)) for peer in seen.peers]
+    statuses = [(peer, seen.sessions.get(peer.peer_ip)) for peer in seen.peers if peer.peer_ip]
     if any(status and status.state is SessionState.ESTABLISHED for _, status in statuses):
         return None
     told = [f"{_name(peer)} ({_reason(status)})" for peer, status in statuses[:PEERS_TOLD_MAX]]

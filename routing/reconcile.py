@@ -298,6 +298,8 @@ class Reconciler:
         self, pods: tuple[ObservedLink, ...], links: Mapping[str, LinkState]
     ) -> Inputs:
         for peer in self._snapshot.peers:
+            if peer.peer_ip is None:
+                continue
             source = peer.source_address or await self._fib.source_for(peer.peer_ip)
             if source is not None:
                 # A peer whose route is gone for a moment keeps its source: taking the session out

