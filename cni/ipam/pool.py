@@ -20,7 +20,8 @@ class IPPool:
     """A pool, as the allocator sees it. ``block_size`` is a prefix length, as in Calico.
 
     ``node_selected`` is whether this node may claim from the pool (the hub has already evaluated
-    the selector); ``disabled`` stops new addresses while those in use stay.
+    the selector); ``disabled`` stops new addresses while those in use stay. ``is_manual``: only for
+    who names the pool, or an address in it.
     """
 
     name: str
@@ -28,6 +29,7 @@ class IPPool:
     block_size: int
     disabled: bool = False
     node_selected: bool = True
+    is_manual: bool = False
 
     @property
     def version(self) -> int:

@@ -356,7 +356,11 @@ class Snapshot:
     in_sync: bool = False
 
     def pools_for(self, node: str) -> list[IPPool]:
-        """The pools as ``node``'s allocator sees them, in name order."""
+        """The pools as ``node``'s allocator sees them, in name order.
+
+        A pool that selects namespaces is given to none unasked, as a manual one: whoever knows a
+        pod's namespace names it (routing.datastore.kubernetes_pods).
+        """
         from routing.datastore.selector import Selector
 
         labels = next((n.meta.labels for n in self.nodes if n.meta.name == node), {})
@@ -367,6 +371,7 @@ class Snapshot:
                 block_size=pool.block_size,
                 disabled=pool.disabled,
                 node_selected=Selector.parse(pool.node_selector).matches(labels),
+                is_manual=pool.is_manual or pool.namespace_selector not in ("", "all()"),
             )
             for pool in sorted(self.pools, key=lambda p: p.meta.name)
         ]
