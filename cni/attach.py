@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from cni.answer import add_result, as_promised, differences_from_previous
+from cni.asked import Asked, Pools, join
 from cni.attachment import Address, Attachment
 from cni.conntrack import Conntrack, ConntrackError
 from cni.departures import Departures
@@ -36,6 +37,7 @@ from cni.podlink import PodLink
 from cni.result import Result
 from cni.spec import Command, NetConf, Request
 from cni.wiring import LinkExists, ObservedLink, PodInterfaceExists, WiringError
+from cni.wish import PodWishes, WishRefused
 
 log = logging.getLogger(__name__)
 
@@ -103,10 +105,14 @@ class AddressAllocator(Protocol):
     """The node's address book (cni/ipam/allocator.py)."""
 
     async def assign(
-        self, attachment: Attachment, requested: tuple[Address, ...] = ()
+        self,
+        attachment: Attachment,
+        requested: tuple[Address, ...] = (),
+        *,
+        pools: Pools = ((), ()),
     ) -> tuple[Address, ...]:
-        """One address of each family that has a pool, ``requested`` among them; the same ones
-        when asked again."""
+        """One address of each family that has a pool, ``requested`` among them and the others
+        from ``pools`` where it names some; the same ones when asked again."""
 
     def announce_release(self, attachment: Attachment) -> None:
         """Notes where the next agent finds it that the link is about to go; nothing is free yet."""
@@ -171,6 +177,7 @@ class Attacher:
         departures: where the kernel's word that a link is gone arrives.
         conntrack: forgets the connections of an address before it is anybody's again; None on a
             host that tracks none.
+        wishes: who knows the pods' annotations; None where pods have none.
     """
 
     def __init__(
@@ -185,6 +192,7 @@ class Attacher:
         deadline_s: float = VERB_DEADLINE_S,
         departures: Departures | None = None,
         conntrack: Conntrack | None = None,
+        wishes: PodWishes | None = None,
     ) -> None:
         self._wiring = wiring
         self._host_routes = host_routes
@@ -195,6 +203,7 @@ class Attacher:
         self._deadline_s = deadline_s
         self._departures = departures or Departures()
         self._conntrack = conntrack
+        self._wishes = wishes
         self._turns: dict[Attachment, _Turn] = {}
         self._removers = ThreadPoolExecutor(REMOVER_THREADS, thread_name_prefix="cni-remove")
 
@@ -238,13 +247,15 @@ class Attacher:
     async def _add(self, request: Request, netns_fd: int | None) -> Result:
         attachment = _attachment_of(request)
         fd = self._usable_netns(request, netns_fd)
+        # Before the turn is taken: whoever knows may ask elsewhere first, and no DEL waits for it.
+        asked = await self._asked(request)
         async with self._turn(attachment):
             if self._allocator.addresses(attachment):
-                answer = await self._repeat(request, fd)
+                answer = await self._repeat(request, asked, fd)
                 if answer is not None:
                     return answer
             try:
-                return await self._wire_some_address(request, fd)
+                return await self._wire_some_address(request, asked, fd)
             except LinkExists as error:
                 if not error.is_ours:
                     raise
@@ -252,9 +263,29 @@ class Attacher:
                 # in its alias were somebody else's when the agent started.
                 log.warning("unknown_link_rebuilt attachment=%s error=%s", attachment, error)
                 await self._remove(attachment)
-            return await self._wire_some_address(request, fd)
+            return await self._wire_some_address(request, asked, fd)
 
-    async def _wire_some_address(self, request: Request, netns_fd: int) -> Result:
+    async def _asked(self, request: Request) -> Asked:
+        """What the runtime and the pod's annotations ask for.
+
+        Raises:
+            CniError: 7, an annotation is refused, or contradicts the runtime.
+        """
+        pod = request.pod
+        if self._wishes is None or pod is None:
+            return Asked(request.requested.addresses)
+        try:
+            wish = await self._wishes.wish(pod.namespace, pod.name, pod.uid)
+        except WishRefused as error:
+            raise CniError(Code.INVALID_CONFIG, str(error)) from None
+        return join(request.requested, wish)
+
+    async def _assign(self, attachment: Attachment, asked: Asked) -> tuple[Address, ...]:
+        if asked.pools is None:
+            return await self._allocator.assign(attachment, asked.addresses)
+        return await self._allocator.assign(attachment, asked.addresses, pools=asked.pools)
+
+    async def _wire_some_address(self, request: Request, asked: Asked, netns_fd: int) -> Result:
         """``_wire``, with another address when the host already routes the first one elsewhere.
 
         Wherever such a route comes from, its address is in use. ``_wire`` has released ours into
@@ -263,7 +294,7 @@ class Attacher:
         refused: list[str] = []
         while True:
             try:
-                return await self._wire(request, netns_fd)
+                return await self._wire(request, asked, netns_fd)
             except HostRouteError as error:
                 refused.append(str(error))
                 log.warning(
@@ -279,7 +310,7 @@ class Attacher:
                     error.add_note(f"an address was given up before: {each}")
                 raise
 
-    async def _repeat(self, request: Request, netns_fd: int) -> Result | None:
+    async def _repeat(self, request: Request, asked: Asked, netns_fd: int) -> Result | None:
         """The answer to an ADD of an attachment that has its link already, else None.
 
         What can be mended in place is: a pod may be running on it. A link that is still wrong
@@ -287,7 +318,7 @@ class Attacher:
         """
         attachment = _attachment_of(request)
         # Refuses, before anything is touched, when other addresses are asked for this time.
-        await self._allocator.assign(attachment, request.requested.addresses)
+        await self._assign(attachment, asked)
         observed = next(
             (each for each in self._wiring.read() if each.record.attachment == attachment), None
         )
@@ -314,7 +345,7 @@ class Attacher:
         await self._host_routes.forget(attachment, ())
         return None
 
-    async def _wire(self, request: Request, netns_fd: int) -> Result:
+    async def _wire(self, request: Request, asked: Asked, netns_fd: int) -> Result:
         """Allocates, wires and routes; whatever fails, all of it is undone."""
         attachment = _attachment_of(request)
         # Until ensure has returned, a route to an address of ours may be somebody else's.
@@ -334,7 +365,7 @@ class Attacher:
 
         async with AsyncExitStack() as undo:
             undo.push_async_exit(_undoing("release", release))
-            addresses = await self._allocator.assign(attachment, request.requested.addresses)
+            addresses = await self._assign(attachment, asked)
             link = self._link(request, addresses)
             undo.push_async_exit(_undoing("remove", remove))
             try:

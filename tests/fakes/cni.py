@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
+from cni.asked import Pools
 from cni.attach import HostRouteError, Unready
 from cni.attachment import Address, Attachment
 from cni.ipam.allocator import NoAddress
@@ -47,14 +48,23 @@ class FakeAllocator(Failures):
         self.held: dict[Attachment, tuple[Address, ...]] = {}
         self.limit = limit
         self.given = 0
+        self.pools_asked: list[Pools] = []
         self.make: Callable[[int], tuple[Address, ...]] = lambda n: (FIRST_ADDRESS + n,)
         self.before_assign: Callable[[], object] = lambda: None
 
     async def assign(
-        self, attachment: Attachment, requested: tuple[Address, ...] = ()
+        self,
+        attachment: Attachment,
+        requested: tuple[Address, ...] = (),
+        *,
+        pools: Pools = ((), ()),
     ) -> tuple[Address, ...]:
-        """The held addresses, or the requested one of each family and a new one of the others."""
+        """The held addresses, or the requested one of each family and a new one of the others.
+
+        ``pools`` are noted in ``pools_asked``; there are none here.
+        """
         self.raise_pending("assign")
+        self.pools_asked.append(pools)
         pause = self.before_assign()
         if hasattr(pause, "__await__"):
             await pause
