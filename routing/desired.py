@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, ip_network
+from ipaddress import IPv4Address, IPv4Network
 
 from bgp.decision import best_paths
 from bgp.paths import Advertisement, Path, Peer
@@ -25,6 +25,7 @@ from routing.routes import (
     Route,
     RouteKey,
     RouteKind,
+    host_prefix,
     next_hop_order,
 )
 
@@ -58,12 +59,16 @@ class RejectedPath:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """One mapping per table, keyed as that table is keyed, and what could not be wanted."""
+    """One mapping per table, keyed as that table is keyed, and what could not be wanted.
+
+    ``backing``: the routes that must be in the kernel before a prefix may be announced.
+    """
 
     routes: Mapping[RouteKey, Route] = field(default_factory=dict)
     kinds: Mapping[RouteKey, RouteKind] = field(default_factory=dict)
     peers: Mapping[Address, Peer] = field(default_factory=dict)
     advertisements: Mapping[AdvertisementKey, Advertisement] = field(default_factory=dict)
+    backing: Mapping[Prefix, frozenset[RouteKey]] = field(default_factory=dict)
     best: Mapping[Prefix, tuple[Path, ...]] = field(default_factory=dict)
     rejected: tuple[RejectedPath, ...] = ()
     problems: tuple[str, ...] = ()
@@ -109,6 +114,7 @@ def desired(inputs: Inputs) -> Desired:
         kinds=kinds,
         peers=peers,
         advertisements=_advertisements(blocks, peers, inputs.links, problems),
+        backing={block.cidr: frozenset({RouteKey(block.cidr)}) for block in blocks},
         best=best,
         rejected=tuple(rejected),
         problems=tuple(problems),
@@ -119,11 +125,6 @@ def own_blocks(blocks: Iterable[Block], node: str) -> list[Block]:
     """The confirmed blocks of ``node``, in address order; nothing else is routed or announced."""
     mine = [b for b in blocks if b.node == node and b.state is BlockState.CONFIRMED]
     return sorted(mine, key=lambda b: (b.cidr.version, int(b.cidr.network_address)))
-
-
-def host_prefix(address: Address) -> Prefix:
-    """The /32 or /128 of one address."""
-    return ip_network(f"{address}/{address.max_prefixlen}")
 
 
 def _this_node(inputs: Inputs, problems: list[str]) -> NodeResource | None:

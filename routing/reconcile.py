@@ -16,26 +16,26 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
 
-from bgp.paths import Family, PeerStatus, SessionState
-from cni.attach import HostRouteError
 from cni.attachment import Attachment
 from cni.edge import Edge, EdgeError
 from cni.ipam.block import Block, BlockStoreError
 from cni.podlink import PodLink
 from cni.wiring import ObservedLink
+from routing.announcer import Announcer
 from routing.datastore.snapshot import Datastore, Snapshot, StoreError
 from routing.delta import Delta, Failure, diff
-from routing.desired import AdvertisementKey, Desired, Inputs, desired, host_prefix
+from routing.desired import Desired, Inputs, desired
 from routing.fib import Fib
+from routing.host_routes import HostRoutes
 from routing.links import LinkState
-from routing.routes import Address, NextHop, Prefix, Route, RouteKey, RouteKind
+from routing.report import STORE_OUT_OF_SYNC, Held, PassReport
+from routing.routes import Address, Prefix, Route, RouteKey, next_hops_text
 from routing.speaking import SpeakerFace
 from routing.telemetry import RepeatFilter
 
@@ -43,8 +43,6 @@ log = structlog.get_logger("routing.reconcile")
 
 BACKOFF_FIRST_S = 0.2
 BACKOFF_MAX_S = 10.0
-STORE_OUT_OF_SYNC = "store-out-of-sync"
-"""The gate that is closed while the store cannot be read."""
 REPAIRS_AT_ONCE = 20
 COALESCE_S = 0.005
 """How long a pass waits after the first kick, so that a burst of events is one pass."""
@@ -68,37 +66,6 @@ class Blocks(Protocol):
 
     async def release_empty_blocks(self) -> Sequence[Prefix]:
         """One step towards giving back blocks nobody uses; those that are gone now."""
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """Something the loop would delete or withdraw, and the gate that is closed."""
-
-    what: str
-    gate: str
-
-
-@dataclass(slots=True)
-class PassReport:
-    """What the last pass believed and did; the CLI prints this."""
-
-    desired: Desired = field(default_factory=Desired)
-    actual: Mapping[RouteKey, Route] = field(default_factory=dict)
-    links: Mapping[str, LinkState] = field(default_factory=dict)
-    pods: tuple[ObservedLink, ...] = ()
-    failures: tuple[Failure[str], ...] = ()
-    held: tuple[Held, ...] = ()
-    finished_at_s: float | None = None
-    passes: int = 0
-
-    @property
-    def has_learned_routes(self) -> bool:
-        """Whether a route learned by BGP is kept, from a path that may be stale or, by a new agent,
-        until a peer has spoken. One that is held for the store's sake alone says nothing: its
-        session may be gone."""
-        return RouteKind.REMOTE in self.desired.kinds.values() or any(
-            held.gate != STORE_OUT_OF_SYNC for held in self.held
-        )
 
 
 class Reconciler:
@@ -131,10 +98,9 @@ class Reconciler:
         self._snapshot = Snapshot()
         self._store_error: str | None = "not read yet"
         self._sources: dict[Address, Address] = {}
-        self._end_of_rib_sent: dict[tuple[Address, Family], float] = {}
         self._was_complete: set[Address] = set()
-        self._ensured: dict[RouteKey, Route] = {}
-        """Pod routes written since the last pass looked; it sees them from then on."""
+        self._announcer = Announcer(speaker)
+        self._host_routes = HostRoutes(fib, lambda: self.report.actual)
         self._repair_due = True
         self._resync_due_s = clock() + resync_s
         self._repeats = RepeatFilter()
@@ -215,7 +181,7 @@ class Reconciler:
         await self._ensure_edge(failures)
         await self._read_store(failures)
         try:
-            self._ensured.clear()
+            self._host_routes.ensured.clear()
             actual = await self._fib.read()
             links = await self._fib.links()
             pods = tuple(self._pod_links.read())
@@ -332,10 +298,14 @@ class Reconciler:
         delta = diff(wanted.routes, actual, gate)
         failed = await self._apply_fib(Delta(delta.create, delta.replace, {}), failures)
         if self._may_write_bgp():
-            await self._apply_peers(wanted, failures)
-            await self._apply_adj_rib_out(wanted, failed, failures, held)
+            await self._announcer.set_peers(wanted, failures)
+            await self._announcer.announce(
+                wanted, failed, failures, held, in_sync=self._snapshot.in_sync
+            )
         # An ADD may have written one anew since this pass looked: a link rebuilt, say.
-        stale = {k: route for k, route in delta.delete.items() if k not in self._ensured}
+        stale = {
+            k: route for k, route in delta.delete.items() if k not in self._host_routes.ensured
+        }
         await self._apply_fib(Delta({}, {}, stale), failures)
 
     async def _apply_fib(
@@ -347,98 +317,23 @@ class Reconciler:
         keys = {failure.key for failure in failed}
         for key, route in delta.create.items():
             if key not in keys:
-                log.info("route_created", prefix=str(key.prefix), next_hops=_hops_text(route))
+                log.info("route_created", prefix=str(key.prefix), next_hops=next_hops_text(route))
         for key, (old, new) in delta.replace.items():
             if key not in keys:
                 log.info(
                     "route_replaced",
                     prefix=str(key.prefix),
-                    old=_hops_text(old),
-                    next_hops=_hops_text(new),
+                    old=next_hops_text(old),
+                    next_hops=next_hops_text(new),
                 )
         for key, route in delta.delete.items():
             if key not in keys:
-                log.info("route_deleted", prefix=str(key.prefix), next_hops=_hops_text(route))
+                log.info("route_deleted", prefix=str(key.prefix), next_hops=next_hops_text(route))
         failures.extend(
             Failure(f"route {failure.key.prefix}", failure.operation, failure.error)
             for failure in failed
         )
         return keys
-
-    async def _apply_peers(self, wanted: Desired, failures: list[Failure[str]]) -> None:
-        try:
-            await self._speaker.set_peers(wanted.peers)
-        except Exception as error:
-            log.exception("peers_not_set", error=str(error))
-            failures.append(Failure("peers", "set", str(error)))
-
-    async def _apply_adj_rib_out(
-        self,
-        wanted: Desired,
-        failed_routes: set[RouteKey],
-        failures: list[Failure[str]],
-        held: list[Held],
-    ) -> None:
-        if not self._speaker.is_connected:
-            return
-        actual = {
-            key: value
-            for key, value in (await self._speaker.adj_rib_out()).items()
-            if key[0] in wanted.peers
-        }
-        # A block whose own route is not in the kernel is not announced: it would attract traffic
-        # that this node sends back up its default route.
-        ready = {
-            key: value
-            for key, value in wanted.advertisements.items()
-            if RouteKey(key[1]) not in failed_routes
-        }
-
-        def gate(key: AdvertisementKey, _value: object) -> bool:
-            if key in wanted.advertisements or self._snapshot.in_sync:
-                return key not in wanted.advertisements
-            held.append(Held(f"announcement {key[1]} to {key[0]}", STORE_OUT_OF_SYNC))
-            return False
-
-        delta = diff(ready, actual, gate)
-        not_sent: set[AdvertisementKey] = set()
-        if delta:
-            for failure in await self._speaker.apply(delta):
-                not_sent.add(failure.key)
-                peer, prefix = failure.key
-                failures.append(Failure(f"{prefix} to {peer}", failure.operation, failure.error))
-            for key in [*delta.create, *delta.replace]:
-                if key not in not_sent:
-                    log.info("announced", peer=str(key[0]), prefix=str(key[1]))
-            for key in delta.delete:
-                if key not in not_sent:
-                    log.info("withdrawn", peer=str(key[0]), prefix=str(key[1]))
-        unfinished = {key[0] for key in wanted.advertisements if key not in ready}
-        await self._send_end_of_rib(wanted, unfinished | {key[0] for key in not_sent}, failures)
-
-    async def _send_end_of_rib(
-        self, wanted: Desired, unfinished: set[Address], failures: list[Failure[str]]
-    ) -> None:
-        """End-of-RIB once per session and family, after all our routes of that session."""
-        if not self._snapshot.in_sync:
-            return
-        sessions: Mapping[Address, PeerStatus] = self._speaker.sessions()
-        for address, peer in wanted.peers.items():
-            status = sessions.get(address)
-            if status is None or status.state is not SessionState.ESTABLISHED:
-                continue
-            if address in unfinished:
-                continue
-            for family in peer.families:
-                if self._end_of_rib_sent.get((address, family)) == status.since_s:
-                    continue
-                try:
-                    await self._speaker.send_end_of_rib(address, family)
-                except Exception as error:
-                    failures.append(Failure(f"End-of-RIB to {address}", "send", str(error)))
-                    break
-                self._end_of_rib_sent[address, family] = status.since_s
-                log.info("end_of_rib_sent", peer=str(address), family=family.value)
 
     # -- gates -----------------------------------------------------------------------------
 
@@ -466,73 +361,16 @@ class Reconciler:
     # -- HostRoutes, for ADD, DEL and CHECK ------------------------------------------------
 
     async def ensure(self, link: PodLink) -> None:
-        """Returns once the pod's host routes are in the kernel.
-
-        Raises:
-            HostRouteError: the kernel refused; the sentence names the holder of the prefix.
-        """
-        routes = pod_routes(link)
-        with _as_host_route_error(link.host_ifname):
-            await self._refuse_taken(routes)
-            await self._refuse_overruled(link)
-            failed = await self._fib.apply(Delta(create=routes))
-        if failed:
-            raise HostRouteError("; ".join(f"{f.key.prefix}: {f.error}" for f in failed))
-        self._ensured.update(routes)
-
-    async def _refuse_taken(self, routes: Mapping[RouteKey, Route]) -> None:
-        """The driver brings a route of ours to what is wanted; here that would take the address
-        from a pod that has it. The last pass knows enough to ask the kernel only then."""
-        known = self._ensured
-        if not any(
-            known.get(key, self.report.actual.get(key, route)) != route
-            for key, route in routes.items()
-        ):
-            return
-        actual = await self._fib.read()
-        for key, route in routes.items():
-            found = actual.get(key, route)
-            if found != route:
-                raise HostRouteError(f"{key.prefix} is routed already: {_hops_text(found)}")
-
-    async def _refuse_overruled(self, link: PodLink) -> None:
-        """A route to this very address that has another metric or table holds another key: the
-        kernel would take ours and go on using that one, or this pod would get what is another's."""
-        for address in link.addresses:
-            holder = await self._fib.holder_of(address)
-            if holder is not None and holder != link.host_ifname:
-                raise HostRouteError(f"{address} is routed already: dev {holder}")
+        """Returns once the pod's host routes are in the kernel. Raises HostRouteError."""
+        await self._host_routes.ensure(link)
 
     async def forget(self, attachment: Attachment, addresses: tuple[Address, ...]) -> None:
-        """Returns once no route of ours leads to any of ``addresses``.
-
-        The kernel takes a route along with its link, but not one that somebody has pointed
-        elsewhere, and the address may be another pod's soon. One message an address, no dump.
-
-        Raises:
-            HostRouteError: the kernel kept one.
-        """
-        over = _routes_over(attachment.host_ifname, addresses)
-        with _as_host_route_error(attachment.host_ifname):
-            failed = await self._fib.apply(Delta({}, {}, over))
-        if failed:
-            raise HostRouteError("; ".join(f"{f.key.prefix}: {f.error}" for f in failed))
+        """Returns once no route of ours leads to any of ``addresses``. Raises HostRouteError."""
+        await self._host_routes.forget(attachment, addresses)
 
     async def check(self, link: PodLink) -> list[str]:
-        """What is wrong with the host routes of ``link``."""
-        with _as_host_route_error(link.host_ifname):
-            actual = await self._fib.read()
-        differences = []
-        for key, route in pod_routes(link).items():
-            found = actual.get(key)
-            if found is None:
-                differences.append(f"host route {key.prefix} dev {link.host_ifname} is missing")
-            elif found != route:
-                differences.append(
-                    f"host route {key.prefix}: expected dev {link.host_ifname}, "
-                    f"found {_hops_text(found)}"
-                )
-        return differences
+        """What is wrong with the host routes of ``link``. Raises HostRouteError."""
+        return await self._host_routes.check(link)
 
     # -- the rest --------------------------------------------------------------------------
 
@@ -603,31 +441,3 @@ class Reconciler:
 
 def _out_of_sync(snapshot: Snapshot) -> Snapshot:
     return replace(snapshot, in_sync=False)
-
-
-def _hops_text(route: Route) -> str:
-    if route.is_blackhole:
-        return "blackhole"
-    return " ".join(
-        f"via {hop.gateway} dev {hop.ifname}" if hop.gateway else f"dev {hop.ifname}"
-        for hop in route.next_hops
-    )
-
-
-@contextmanager
-def _as_host_route_error(ifname: str) -> Iterator[None]:
-    """A kernel that does not answer is no bug of ours, which another error would be taken for."""
-    try:
-        yield
-    except OSError as error:
-        raise HostRouteError(f"routes over {ifname}: {error.strerror or error}") from error
-
-
-def pod_routes(link: PodLink) -> dict[RouteKey, Route]:
-    """The host routes one pod link needs: a /32 or /128 to its host end for each address."""
-    return _routes_over(link.host_ifname, link.addresses)
-
-
-def _routes_over(ifname: str, addresses: tuple[Address, ...]) -> dict[RouteKey, Route]:
-    keys = [RouteKey(host_prefix(address)) for address in addresses]
-    return {key: Route(key, (NextHop(ifname),)) for key in keys}

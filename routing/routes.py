@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
@@ -64,3 +64,18 @@ class Route:
     @property
     def is_blackhole(self) -> bool:
         return not self.next_hops
+
+
+def host_prefix(address: Address) -> Prefix:
+    """The /32 or /128 of one address."""
+    return ip_network(f"{address}/{address.max_prefixlen}")
+
+
+def next_hops_text(route: Route) -> str:
+    """A route's next hops in a log line or a sentence."""
+    if route.is_blackhole:
+        return "blackhole"
+    return " ".join(
+        f"via {hop.gateway} dev {hop.ifname}" if hop.gateway else f"dev {hop.ifname}"
+        for hop in route.next_hops
+    )

@@ -25,7 +25,8 @@ from routing.datastore.snapshot import (
     NodeResource,
 )
 from routing.links import LinkState
-from routing.reconcile import STORE_OUT_OF_SYNC, Reconciler
+from routing.reconcile import Reconciler
+from routing.report import STORE_OUT_OF_SYNC
 from routing.routes import METRIC, PROTOCOL, NextHop, Prefix, RouteKey
 from tests.fakes.edge import FakeEdge
 from tests.fakes.kernel import FakeFib, FakeWiring
