@@ -22,17 +22,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from bgp.exabgp_api import (
-    MAX_LINE_BYTES,
-    PROBE_ONE,
-    PROBE_ZERO,
-    RESET,
-    Answered,
-    Hello,
-    ProtocolError,
-    Text,
-    decode,
-)
+from bgp.exabgp_api import MAX_LINE_BYTES, Answered, Hello, Text, decode
+from bgp.exabgp_commands import PROBE_ONE, PROBE_ZERO, RESET, ProtocolError
 from bgp.paths import Event
 
 SILENCE_LIMIT_S = 10.0

@@ -1,4 +1,4 @@
-"""Sans-I/O codec for ExaBGP 5.0's API: our values to command lines, its lines to our values.
+"""Sans-I/O codec for ExaBGP 5.0's API: its lines to our values.
 
 ExaBGP prints two kinds of lines on the same pipe. Events are JSON objects with an ``exabgp``
 member. Everything else belongs to the answer of a command: any number of text lines, then a bare
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, cast
 
+from bgp.exabgp_commands import ProtocolError as ProtocolError
 from bgp.judgement import judge_attributes, judge_path, judge_prefix, nlri_of
 from bgp.paths import (
     Address,
@@ -47,22 +48,7 @@ MAX_REASON_CHARACTERS = 200
 SHUTTING_DOWN = "stop, message [shutting down]"
 """The reason of a SessionDown that ExaBGP caused by ending itself, not the peer."""
 
-SHOW_NEIGHBORS = "show neighbor json"
-SHOW_CONFIGURATION = "show neighbor configuration"
-SHOW_ADJ_RIB_IN = "show adj-rib in json"
-SHOW_ADJ_RIB_OUT = "show adj-rib out json"
-RELOAD = "reload"
-RESET = "reset"
-"""Throws away every command of ours that ExaBGP has read and not answered. Has no answer itself."""
-PROBE_ZERO = "#"
-PROBE_ONE = "version"
-"""Two commands that are answered at once and differently; a row of them spells a number."""
-
 _FAMILIES = {family.value: family for family in Family}
-
-
-class ProtocolError(ValueError):
-    """A line that is not ExaBGP's language, or a value that its language cannot say."""
 
 
 # -- what a line can be ------------------------------------------------------------------------
@@ -107,45 +93,6 @@ class NeighborState:
     duration_s: int
     families: frozenset[Family]
     has_route_refresh: bool
-
-
-# -- commands ----------------------------------------------------------------------------------
-
-
-def announce(peer: Address, advertisement: Advertisement) -> str:
-    """The line that announces ``advertisement`` to ``peer`` and to nobody else.
-
-    Raises:
-        ProtocolError: the next hop is of another family than the prefix; we have not negotiated
-            RFC 8950, and ExaBGP would send nonsense.
-    """
-    prefix, next_hop = advertisement.prefix, advertisement.next_hop
-    if next_hop is not None and next_hop.version != prefix.version:
-        raise ProtocolError(f"next hop {next_hop} cannot carry {prefix}: it is of another family")
-    hop = "self" if next_hop is None else _plain(next_hop)
-    return f"neighbor {_plain(peer)} announce route {prefix} next-hop {hop}"
-
-
-def withdraw(peer: Address, prefix: Prefix) -> str:
-    """The line that withdraws ``prefix`` from ``peer``."""
-    return f"neighbor {_plain(peer)} withdraw route {prefix}"
-
-
-def end_of_rib(peer: Address, family: Family) -> str:
-    """The line that sends End-of-RIB (RFC 4724 section 2) to ``peer``."""
-    return f"neighbor {_plain(peer)} announce eor {family.value}"
-
-
-def route_refresh(peer: Address, family: Family) -> str:
-    """The line that asks ``peer`` to send ``family`` again (RFC 2918)."""
-    return f"neighbor {_plain(peer)} announce route-refresh {family.value}"
-
-
-def _plain(address: Address) -> str:
-    """``address`` in digits. A scope would be free text in a command line."""
-    if getattr(address, "scope_id", None) is not None:
-        raise ProtocolError(f"address {str(address)!r}: a scope has no meaning between machines")
-    return str(address)
 
 
 # -- lines -------------------------------------------------------------------------------------
@@ -237,7 +184,23 @@ def decode_adj_rib_out(line: str) -> tuple[Address, Advertisement]:
     prefix = judge_prefix(nlri.get("prefix"), _dumped_family(nlri))
     if isinstance(prefix, Rejection):
         raise ProtocolError(f"adj-rib out: prefix {nlri.get('prefix')!r}: {prefix.reason}")
-    return peer, Advertisement(prefix, _address(nlri.get("nexthop"), "nexthop"))
+    attributes = judge_attributes(
+        # What we announce has no ORIGIN of its own before it is sent.
+        {"origin": "igp", **_object(route.get("attributes"), "attributes")},
+        is_ebgp=False,
+    )
+    if isinstance(attributes, str):
+        raise ProtocolError(f"adj-rib out: {prefix}: {attributes}")
+    return peer, Advertisement(
+        prefix,
+        _address(nlri.get("nexthop"), "nexthop"),
+        communities=attributes.communities,
+        large_communities=attributes.large_communities,
+        med=attributes.med,
+        local_pref=attributes.local_pref,
+        # Nobody but `route` gives a path, and it gives our ASN once more than that.
+        prepend=max(0, attributes.as_path_length - 1),
+    )
 
 
 def decode_configuration_marks(lines: Iterable[str]) -> frozenset[str]:

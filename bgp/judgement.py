@@ -35,6 +35,9 @@ class Attributes:
     med: int | None
     local_pref: int | None
     communities: tuple[str, ...]
+    large_communities: tuple[str, ...] = ()
+    originator_id: IPv4Address | None = None
+    cluster_list: tuple[IPv4Address, ...] = ()
 
 
 def judge_path(
@@ -57,6 +60,9 @@ def judge_path(
             med=attributes.med,
             local_pref=attributes.local_pref,
             communities=attributes.communities,
+            large_communities=attributes.large_communities,
+            originator_id=attributes.originator_id,
+            cluster_list=attributes.cluster_list,
         )
     # What is wrong with the address that should have been usable says more than the link-local's.
     telling = [reason for reason in reasons if reason != NEXT_HOP_LINK_LOCAL]
@@ -113,7 +119,29 @@ def judge_attributes(raw: dict[str, Any], *, is_ebgp: bool) -> Attributes | str:
     communities = _communities(raw.get("community", []))
     if communities is None:
         return "community-malformed"
-    return Attributes(origin, as_path, length, med, local_pref, communities)
+    large_communities = _large_communities(raw.get("large-community", []))
+    if large_communities is None:
+        return "large-community-malformed"
+    originator_id = _router_id(raw["originator-id"]) if "originator-id" in raw else None
+    if originator_id is None and "originator-id" in raw:
+        return "originator-id-malformed"
+    cluster_list = _cluster_list(raw.get("cluster-list", []))
+    if cluster_list is None:
+        return "cluster-list-malformed"
+    if is_ebgp:
+        # Attributes of one AS's inside: from another AS they are ignored (RFC 4456 section 8).
+        originator_id, cluster_list = None, ()
+    return Attributes(
+        origin,
+        as_path,
+        length,
+        med,
+        local_pref,
+        communities,
+        large_communities,
+        originator_id,
+        cluster_list,
+    )
 
 
 def _as_path(value: object) -> tuple[tuple[int, ...], int] | str:
@@ -162,6 +190,35 @@ def _communities(value: object) -> tuple[str, ...] | None:
             return None
         communities.append(f"{halves[0]}:{halves[1]}")
     return tuple(communities)
+
+
+def _large_communities(value: object) -> tuple[str, ...] | None:
+    """``a:b:c`` strings from [[a, b, c]] (events) or ["a:b:c"] (dumps); None if neither."""
+    if not isinstance(value, list):
+        return None
+    communities = []
+    for entry in value:
+        if isinstance(entry, str):
+            thirds = [int(t) if t.isascii() and t.isdigit() else None for t in entry.split(":")]
+        else:
+            thirds = entry if isinstance(entry, list) else []
+        if len(thirds) != 3 or not all(_is_uint32(third) for third in thirds):
+            return None
+        communities.append(":".join(map(str, thirds)))
+    return tuple(communities)
+
+
+def _router_id(value: object) -> IPv4Address | None:
+    try:
+        return IPv4Address(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+def _cluster_list(value: object) -> tuple[IPv4Address, ...] | None:
+    clusters = [_router_id(entry) for entry in value] if isinstance(value, list) else [None]
+    known = tuple(cluster for cluster in clusters if cluster is not None)
+    return known if len(known) == len(clusters) else None
 
 
 def nlri_of(entry: object) -> object:

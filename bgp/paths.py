@@ -91,6 +91,24 @@ class Advertisement:
     local_pref: int | None = None
     prepend: int = 0
 
+    def __post_init__(self) -> None:
+        # A route has a set of them: in two orders it is still one route, and what ExaBGP reads
+        # back is in ascending order.
+        object.__setattr__(self, "communities", _in_order(self.communities))
+        object.__setattr__(self, "large_communities", _in_order(self.large_communities))
+
+
+def _in_order(communities: tuple[str, ...]) -> tuple[str, ...]:
+    """Each once, by its numbers; what is none is left for others to refuse, at the end."""
+
+    def numbers(text: str) -> tuple[int, tuple[int, ...], str]:
+        parts = text.split(":")
+        if all(part.isascii() and part.isdigit() and len(part) <= 10 for part in parts):
+            return 0, tuple(map(int, parts)), ""
+        return 1, (), text
+
+    return tuple(sorted(dict.fromkeys(communities), key=numbers))
+
 
 @dataclass(frozen=True, slots=True)
 class Path:
@@ -112,6 +130,8 @@ class Path:
     large_communities: tuple[str, ...] = ()
     originator_id: IPv4Address | None = None
     """ORIGINATOR_ID (RFC 4456): a reflector sent our own route back when it is our router id."""
+    cluster_list: tuple[IPv4Address, ...] = ()
+    """CLUSTER_LIST (RFC 4456), the reflectors it has passed, last one first; empty on eBGP."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,11 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path as FilePath
 
 from bgp import exabgp_api as api
+from bgp import exabgp_commands as commands
 from bgp import exabgp_conf
 from bgp.advertising import AdvertisementDelta as AdvertisementDelta
 from bgp.advertising import AdvertisementKey as AdvertisementKey
@@ -32,7 +34,8 @@ from bgp.advertising import BgpFailure as BgpFailure
 from bgp.advertising import NotSent as NotSent
 from bgp.conf_file import read_conf, write_conf
 from bgp.conversation import Conversation, ConversationLost
-from bgp.exabgp_api import Hello, ProtocolError
+from bgp.exabgp_api import Hello
+from bgp.exabgp_commands import ProtocolError
 from bgp.paths import (
     Address,
     Advertisement,
@@ -260,7 +263,7 @@ class Speaker:
                     await self._learn_states(conversation)
                 if family not in (self._beliefs.negotiated(peer) or ()):
                     return
-                answer = await conversation.ask(api.end_of_rib(peer, family))
+                answer = await conversation.ask(commands.end_of_rib(peer, family))
             except (ConversationLost, ProtocolError) as error:
                 raise BgpFailure(str(error)) from None
             if not answer.ok:
@@ -280,6 +283,10 @@ class Speaker:
         hop = peer.local_address if value.next_hop is None else value.next_hop
         if hop.version != key[1].version:
             return f"{key[1]} needs a next hop of its own family; {hop} is not"
+        try:
+            self._command(key, value)
+        except ProtocolError as error:
+            return str(error)
         return None
 
     async def _send(
@@ -289,15 +296,12 @@ class Speaker:
         conversation = self._conversation
         if not changes:
             return []
-        commands = [
-            api.withdraw(*key) if value is None else api.announce(key[0], value)
-            for key, value in changes
-        ]
+        lines = [self._command(key, value) for key, value in changes]
         operations = ["withdraw" if value is None else "announce" for _, value in changes]
         try:
             if conversation is None:
                 raise ConversationLost("ExaBGP is not connected")
-            answers = await conversation.ask_routes(commands)
+            answers = await conversation.ask_routes(lines)
         except ConversationLost as error:
             # What came of them is unknown; the read-back will say.
             return [
@@ -313,6 +317,15 @@ class Speaker:
             else:
                 self._out[key] = value
         return failures
+
+    def _command(self, key: AdvertisementKey, value: Advertisement | None) -> str:
+        if value is None:
+            return commands.withdraw(*key)
+        return commands.announce(key[0], value, prepend_asn=self._prepend_asn(key[0]))
+
+    def _prepend_asn(self, address: Address) -> int | None:
+        peer = (self._peers or {}).get(address)
+        return peer.local_asn if peer is not None and peer.is_ebgp else None
 
     async def _hand_over(self, peer: Address) -> list[NotSent]:
         """Sends what was held for a session that is up now. The caller holds the lock."""
@@ -396,10 +409,10 @@ class Speaker:
         await conversation.synchronise()
         self._exabgp = hello.exabgp
         async with self._out_lock:
-            states = api.decode_neighbors(await _lines(conversation, api.SHOW_NEIGHBORS))
+            states = api.decode_neighbors(await _lines(conversation, commands.SHOW_NEIGHBORS))
             ebgp = {state.peer: state.is_ebgp for state in states}
             dump = []
-            for number, line in enumerate(await _lines(conversation, api.SHOW_ADJ_RIB_IN)):
+            for number, line in enumerate(await _lines(conversation, commands.SHOW_ADJ_RIB_IN)):
                 dump.append(api.decode_adj_rib_in(line, ebgp=ebgp))
                 if number % DECODE_AT_ONCE == 0:
                     # A full table takes seconds, and a pod's ADD must not wait for them.
@@ -410,26 +423,26 @@ class Speaker:
             await self._read_out(conversation)
             await self._read_marks(conversation)
         for peer, family in again:
-            await conversation.ask(api.route_refresh(peer, family))
+            await conversation.ask(commands.route_refresh(peer, family))
         self._is_read_back = True
         self._work.set()
         self._on_change("speaker_read_back")
 
     async def _read_out(self, conversation: Conversation) -> None:
-        lines = await _lines(conversation, api.SHOW_ADJ_RIB_OUT)
+        lines = await _lines(conversation, commands.SHOW_ADJ_RIB_OUT)
         self._out = {}
         for peer, advertisement in map(api.decode_adj_rib_out, lines):
             if advertisement.next_hop == self._beliefs.local_address(peer):
                 # This is how ExaBGP shows `self`, and `self` is how the hub says it.
-                advertisement = Advertisement(advertisement.prefix)
+                advertisement = replace(advertisement, next_hop=None)
             self._out[peer, advertisement.prefix] = advertisement
 
     async def _learn_states(self, conversation: Conversation) -> None:
-        lines = await _lines(conversation, api.SHOW_NEIGHBORS)
+        lines = await _lines(conversation, commands.SHOW_NEIGHBORS)
         self._beliefs.correct_states(api.decode_neighbors(lines))
 
     async def _read_marks(self, conversation: Conversation) -> None:
-        lines = await _lines(conversation, api.SHOW_CONFIGURATION)
+        lines = await _lines(conversation, commands.SHOW_CONFIGURATION)
         self._loaded_marks = api.decode_configuration_marks(lines)
         self._note_loaded()
 
@@ -472,7 +485,7 @@ class Speaker:
     async def _reload(self, conversation: Conversation) -> None:
         """One attempt to make ExaBGP load the file; then what it holds is read again."""
         await self._take_leave(conversation)
-        await conversation.ask(api.RELOAD)
+        await conversation.ask(commands.RELOAD)
         for _ in range(RELOAD_POLLS):
             await self._read_marks(conversation)
             if not self._needs_reload():
@@ -495,7 +508,7 @@ class Speaker:
         async with self._out_lock:
             leaving = [(key, None) for key in self._out if not self._is_ours(key)]
             if leaving:
-                lines = await _lines(conversation, api.SHOW_NEIGHBORS)
+                lines = await _lines(conversation, commands.SHOW_NEIGHBORS)
                 up = {s.peer for s in api.decode_neighbors(lines) if s.is_established}
                 await self._send([entry for entry in leaving if entry[0][0] in up])
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
@@ -29,6 +29,12 @@ BLOCK6 = ip_network("fd00:10:1::40/122")
 
 Key = tuple[Address, Prefix]
 
+COLOURS: dict[str, Any] = {
+    "med": 7,
+    "communities": ("65010:5", "65535:65281"),
+    "large_communities": ("65010:1:4294967295",),
+}
+
 
 class Side(Protocol):
     """A speaker and the two routers it speaks to."""
@@ -43,6 +49,8 @@ class Side(Protocol):
     async def router_sends(self, number: int, *prefixes: str) -> None: ...
     def holds(self, number: int) -> dict[str, str]: ...
     def heard(self, number: int) -> list[str]: ...
+    def attributes(self, number: int, prefix: Prefix) -> dict[str, str]: ...
+    async def router_colours(self, number: int) -> None: ...
     def session(self, number: int) -> object: ...
     async def restart_agent(self) -> None: ...
     async def close(self) -> None: ...
@@ -57,6 +65,7 @@ class FakeSide:
         self.speaker: Speaker | FakeSpeaker = FakeSpeaker(self.world, on_change=self.changes.append)
         self._running: set[int] = set()
         self._sends: dict[int, tuple[str, ...]] = {1: (), 2: ()}
+        self._colours: set[int] = set()
 
     def peer(self, number: int, *, families: tuple[Family, ...] = tuple(Family)) -> Peer:
         return Peer(
@@ -96,7 +105,10 @@ class FakeSide:
         self._sends[number] = prefixes
         for prefix in map(ip_network, prefixes):
             hop = address if prefix.version == 4 else ip_address(f"2001:db8:{number}::2")
-            self.world.send(BgpPath(address, prefix, hop, (65000 + 10 * number,), 1, Origin.IGP))
+            path = BgpPath(address, prefix, hop, (65000 + 10 * number,), 1, Origin.IGP)
+            if number in self._colours:
+                path = replace(path, **COLOURS)
+            self.world.send(path)
 
     def holds(self, number: int) -> dict[str, str]:
         self.settle()
@@ -107,6 +119,22 @@ class FakeSide:
     def heard(self, number: int) -> list[str]:
         neighbor = self.world.neighbor(self.peer(number).address)
         return ["end-of-rib" if "end-of-rib" in h else "update" for h in neighbor.heard]
+
+    def attributes(self, number: int, prefix: Prefix) -> dict[str, str]:
+        held = self.world.neighbor(self.peer(number).address).holds[prefix]
+        shown = {
+            "as_path": " ".join(["65001"] * (held.prepend + 1)),
+            "med": "" if held.med is None else str(held.med),
+            "community": " ".join(f"({c.replace(':', ',')})" for c in held.communities),
+            "large_community": " ".join(
+                f"({c.replace(':', ', ')})" for c in held.large_communities
+            ),
+        }
+        return {name: text for name, text in shown.items() if text}
+
+    async def router_colours(self, number: int) -> None:
+        self._colours.add(number)
+        await self.router_sends(number, *self._sends[number])
 
     def session(self, number: int) -> object:
         return self.world.statuses[self.peer(number).address].since_s
@@ -159,6 +187,18 @@ class RealSide:
             elif "node: Got UPDATE" in line:
                 heard.append("update")
         return heard
+
+    def attributes(self, number: int, prefix: Prefix) -> dict[str, str]:
+        shown = self._routers.birds[number].attributes("node", str(prefix))
+        names = ("as_path", "med", "community", "large_community")
+        return {name: shown[name] for name in names if name in shown}
+
+    async def router_colours(self, number: int) -> None:
+        self._routers.export_actions[number] = (
+            "bgp_med = 7; bgp_community.add((65010, 5)); bgp_community.add((65535, 65281));"
+            "bgp_large_community.add((65010, 1, 4294967295));"
+        )
+        self._routers.send(number, self._routers.sent(number))
 
     def session(self, number: int) -> object:
         return self._routers.birds[number].sessions_so_far("node")
@@ -236,6 +276,79 @@ async def test_a_replacement_changes_the_next_hop_without_a_withdrawal(side: Sid
     assert await announce(side, {(peer.address, BLOCK): other}) == []
     await eventually(lambda: side.holds(1) == {str(BLOCK): "10.255.1.77"}, what="replaced")
     assert await side.speaker.adj_rib_out() == {(peer.address, BLOCK): other}
+
+
+async def test_every_attribute_arrives_and_is_found_again_by_the_next_agent(side: Side) -> None:
+    """Communities, large ones, MED and prepends; a restart sends nothing, a change is sent."""
+    peer = side.peer(1)
+    await side.router_starts(1)
+    await side.begin(peer)
+    await up(side, 1)
+    coloured = Advertisement(
+        BLOCK,
+        communities=("65535:0", "65001:7"),
+        large_communities=("65001:2:3", "65001:1:9"),
+        med=30,
+        local_pref=150,
+        prepend=2,
+    )
+    wanted = {
+        (peer.address, BLOCK): coloured,
+        (peer.address, OTHER_BLOCK): Advertisement(OTHER_BLOCK),
+    }
+    assert await announce(side, wanted) == []
+    await eventually(lambda: len(side.holds(1)) == 2, what="announced")
+    # LOCAL_PREF is for internal peers, and this one is not.
+    assert side.attributes(1, BLOCK) == {
+        "as_path": "65001 65001 65001",
+        "med": "30",
+        "community": "(65001,7) (65535,0)",
+        "large_community": "(65001, 1, 9) (65001, 2, 3)",
+    }
+    assert side.attributes(1, OTHER_BLOCK) == {"as_path": "65001"}
+    heard = side.heard(1)
+    await side.restart_agent()
+    await side.speaker.set_peers({peer.address: peer})
+    assert await side.speaker.adj_rib_out() == wanted
+    assert side.heard(1) == heard
+    plain = {(peer.address, BLOCK): Advertisement(BLOCK, med=0)}
+    assert await announce(side, plain) == []
+    await eventually(
+        lambda: side.attributes(1, BLOCK) == {"as_path": "65001", "med": "0"}, what="changed"
+    )
+    assert await side.speaker.adj_rib_out() == plain
+
+
+async def test_an_attribute_that_cannot_be_said_is_refused_and_the_others_happen(
+    side: Side,
+) -> None:
+    """A community that is none fails by name."""
+    peer = side.peer(1)
+    await side.router_starts(1)
+    await side.begin(peer)
+    await up(side, 1)
+    wanted = told((peer, OTHER_BLOCK)) | {
+        (peer.address, BLOCK): Advertisement(BLOCK, communities=("65001:1 ] med 5",))
+    }
+    (failure,) = await announce(side, wanted)
+    assert failure.key == (peer.address, BLOCK)
+    assert "65001:1 ] med 5" in failure.error
+    await eventually(lambda: set(side.holds(1)) == {str(OTHER_BLOCK)}, what="the good one")
+
+
+async def test_every_attribute_of_a_router_is_seen_and_read_back(side: Side) -> None:
+    """MED, communities and large communities are the same by event and by read-back."""
+    peer = side.peer(1)
+    await side.router_colours(1)
+    await side.router_sends(1, "10.9.0.0/26")
+    await side.router_starts(1)
+    await side.begin(peer)
+    await eventually(lambda: len(side.speaker.paths()) == 1, what="a path")
+    paths = side.speaker.paths()
+    (path,) = paths.values()
+    assert {name: getattr(path, name) for name in COLOURS} == COLOURS
+    await side.restart_agent()
+    assert side.speaker.paths() == paths
 
 
 async def test_an_ipv6_block_goes_over_an_ipv4_session_with_the_next_hop_given(side: Side) -> None:

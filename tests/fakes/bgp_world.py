@@ -57,6 +57,8 @@ class Routers:
         self._graceful_restart = graceful_restart
         self._made: list[str] = []
         self._sends: dict[int, list[str]] = {1: [], 2: []}
+        self.export_actions: dict[int, str] = {1: "", 2: ""}
+        """BIRD statements for what a router exports: attributes that it adds."""
         self.birds: dict[int, Bird] = {}
         try:
             self._build(directory)
@@ -112,6 +114,10 @@ class Routers:
             families=families,
         )
 
+    def sent(self, number: int) -> list[str]:
+        """What router ``number`` announces at present."""
+        return list(self._sends[number])
+
     def send(self, number: int, prefixes: Iterable[str]) -> None:
         """Router ``number`` announces exactly these from now on."""
         self._sends[number] = list(prefixes)
@@ -140,6 +146,11 @@ protocol static s4 {{ ipv4;
 {statics[4]}}}
 protocol static s6 {{ ipv6;
 {statics[6]}}}
+filter ours {{
+  if source != RTS_STATIC then reject;
+  {self.export_actions[number]}
+  accept;
+}}
 protocol bgp node {{
   local 10.255.{number}.2 as {65000 + 10 * number};
   neighbor 10.255.{number}.1 as {NODE_ASN};
@@ -147,8 +158,8 @@ protocol bgp node {{
   {restart}
   connect delay time 1;
   error wait time 1,2;
-  ipv4 {{ import all; export where source = RTS_STATIC; }};
-  ipv6 {{ import all; export where source = RTS_STATIC;
+  ipv4 {{ import all; export filter ours; }};
+  ipv6 {{ import all; export filter ours;
     next hop address 2001:db8:{number}::2; }};
 }}
 """

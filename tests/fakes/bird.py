@@ -111,6 +111,12 @@ class Bird:
                     routes[prefix] = words[1]
         return routes
 
+    def attributes(self, protocol: str, prefix: str) -> dict[str, str]:
+        """What BIRD shows of a route it imported: BGP.med, BGP.community... to its text."""
+        answer = self.ask(f"show route {prefix} protocol {protocol} all")
+        found = re.findall(r"^\s+BGP\.(\w+): *(.*)$", answer, re.MULTILINE)
+        return {name: text.strip() for name, text in found}
+
     def sessions_so_far(self, protocol: str) -> int:
         """How often the session has come up, which is one more for each flap.
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from bgp.exabgp_commands import ProtocolError, announce
 from bgp.paths import (
     Address,
     Advertisement,
@@ -283,6 +284,11 @@ class FakeSpeaker:
         hop = peer.local_address if value.next_hop is None else value.next_hop
         if hop.version != key[1].version:
             return f"{key[1]} needs a next hop of its own family; {hop} is not"
+        try:
+            # The words are checked where the lines are made.
+            announce(key[0], value)
+        except ProtocolError as error:
+            return str(error)
         return None
 
     def _tell(self, key: AdvertisementKey, value: Advertisement | None) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bgp import exabgp_api as api
+from bgp import exabgp_commands as commands
 from bgp.exabgp_api import Answered, Hello, NeighborState, ProtocolError, Text
 from bgp.judgement import NEXT_HOP_LINK_LOCAL
 from bgp.paths import (
@@ -131,6 +133,7 @@ def test_recorded_events_decode_to_what_happened() -> None:
                         med=50,
                         local_pref=250,
                         communities=colour,
+                        large_communities=("1:2:3",),
                     ),
                 ),
             ),
@@ -148,6 +151,7 @@ def test_recorded_events_decode_to_what_happened() -> None:
                         origin=Origin.INCOMPLETE,
                         med=50,
                         communities=colour,
+                        large_communities=("1:2:3",),
                     ),
                 ),
             ),
@@ -403,22 +407,62 @@ def test_commands_are_exactly_these_lines() -> None:
         "neighbor 192.0.2.2 announce route-refresh ipv6 unicast",
     ]
     assert expected == [
-        api.announce(TOR, Advertisement(block)),
-        api.announce(TOR, Advertisement(block6, hop6)),
-        api.withdraw(TOR, block),
-        api.end_of_rib(TOR, Family.IPV6),
-        api.route_refresh(TOR, Family.IPV6),
+        commands.announce(TOR, Advertisement(block)),
+        commands.announce(TOR, Advertisement(block6, hop6)),
+        commands.withdraw(TOR, block),
+        commands.end_of_rib(TOR, Family.IPV6),
+        commands.route_refresh(TOR, Family.IPV6),
     ]
 
 
-def test_a_next_hop_of_the_other_family_is_refused() -> None:
-    """ExaBGP would send it, and no router could use it."""
+def test_an_announcement_with_everything_is_said_in_a_fixed_order() -> None:
+    """Communities ascend, whatever order they came in; our ASN stands once more than asked."""
+    everything = Advertisement(
+        ip_network("10.244.1.64/26"),
+        communities=("65001:200", "65001:30", "65001:200"),
+        large_communities=("65001:10:1", "65001:9:1"),
+        med=0,
+        local_pref=200,
+        prepend=2,
+    )
+    assert commands.route(everything, prepend_asn=4200000001) == (
+        "10.244.1.64/26 next-hop self as-path [ 4200000001 4200000001 4200000001 ] med 0 "
+        "local-preference 200 community [ 65001:30 65001:200 ] "
+        "large-community [ 65001:9:1 65001:10:1 ]"
+    )
+    # Within an AS nobody touches AS_PATH.
+    assert "as-path" not in commands.route(everything)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"communities": ("65001:100 ] med 1",)},
+        {"communities": ("65536:1",)},
+        {"communities": ("1:2\n",)},
+        {"communities": ("no-export",)},
+        {"large_communities": ("1:2",)},
+        {"large_communities": ("4294967296:1:1",)},
+        {"med": -1},
+        {"med": "1"},
+        {"local_pref": 2**32},
+        {"prepend": 33},
+    ],
+)
+def test_a_value_that_is_no_number_never_becomes_a_command(fields: dict[str, Any]) -> None:
+    """It is refused by name; ExaBGP sees nothing of it."""
+    with pytest.raises(ProtocolError):
+        commands.announce(TOR, Advertisement(ip_network("10.0.0.0/26"), **fields))
+
+
+def test_an_ipv4_next_hop_for_an_ipv6_prefix_is_refused() -> None:
+    """ExaBGP would send it, and no router could use it; the reverse is RFC 8950."""
     with pytest.raises(ProtocolError, match="another family"):
-        api.announce(TOR, Advertisement(ip_network("10.0.0.0/26"), ip_address("2001:db8::1")))
+        commands.announce(TOR, Advertisement(ip_network("fd00::/64"), ip_address("10.0.0.1")))
 
 
 def test_free_text_behind_an_address_never_becomes_a_command() -> None:
     """Python takes anything for an IPv6 scope, a newline and another command included."""
     hostile = ip_address("fe80::1%x announce eor\nshutdown")
     with pytest.raises(ProtocolError, match="scope"):
-        api.withdraw(hostile, ip_network("10.0.0.0/26"))
+        commands.withdraw(hostile, ip_network("10.0.0.0/26"))
