@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from cni.attachment import Address, Attachment
 from cni.ipam.allocator import Allocator, NoAddress
 from cni.ipam.block import BlockState, BlockStoreError
+from cni.ipam.choice import ANY_POOL, NamesByFamily, names_for
 from cni.ipam.pool import IPPool
 from routing.datastore.snapshot import (
     AlreadyExists,
@@ -36,6 +37,7 @@ RAN = {
     "crashed": 0,
     "faults": 0,
     "given_back": 0,
+    "named": 0,
     "examples": 0,
 }
 FLOOR = {
@@ -45,6 +47,7 @@ FLOOR = {
     "crashed": 60,
     "faults": 300,
     "given_back": 40,
+    "named": 40,
 }
 
 NODES = ("node-a", "node-b", "node-c")
@@ -52,7 +55,10 @@ COOLDOWN_S = 10.0
 POOLS = [
     IPPool("four", ip_network("10.0.0.0/29"), 31),
     IPPool("six", ip_network("fd00::/125"), 127),
+    IPPool("kept", ip_network("10.0.1.0/30"), 31, is_manual=True),
 ]
+NAMED: list[NamesByFamily] = [ANY_POOL, ANY_POOL, (("kept",), ()), (("kept", "four"), ("six",))]
+"""What pods name; an empty list is any pool that needs no naming."""
 TURNS = 60
 """Turns of the loop after which every task waits at a store call or has ended."""
 
@@ -70,6 +76,7 @@ class Node:
         self.allocator: Allocator | None = None
         self.live: dict[Attachment, tuple[Address, ...]] = {}
         self.tasks: dict[asyncio.Task[Any], Attachment | None] = {}
+        self.asked: dict[Attachment, list[NamesByFamily]] = {}
 
     def pod(self, number: int) -> Attachment:
         return Attachment("net", f"{self.name}-{number}", "eth0")
@@ -138,6 +145,7 @@ class IpamMachine(RuleBasedStateMachine):
             assert addresses == node.live[pod]
             return
         RAN["assigned"] += 1
+        assert any(self.is_as_named(addresses, names) for names in node.asked[pod])
         assert [address.version for address in addresses] == [4, 6]
         for address in addresses:
             assert address not in self.holders, f"{address} twice\n{self.store.render()}"
@@ -152,15 +160,30 @@ class IpamMachine(RuleBasedStateMachine):
             self.holders[address] = pod
         node.live[pod] = addresses
 
+    def is_as_named(self, addresses: tuple[Address, ...], names: NamesByFamily) -> bool:
+        """Each address is in a pool that was named, or else in one that need not be."""
+        for address in addresses:
+            pool = next(p for p in POOLS if p.version == address.version and address in p.cidr)
+            wanted = names_for(address.version, names)
+            if pool.name not in wanted if wanted else pool.is_manual:
+                return False
+            RAN["named"] += bool(wanted)
+        return True
+
     # -- rules -----------------------------------------------------------------------------
 
-    @rule(name=nodes, numbers=st.lists(pods, min_size=1, max_size=4))
-    def assign(self, name: str, numbers: list[int]) -> None:
-        """Pods are added at once, one perhaps twice."""
+    @rule(
+        name=nodes,
+        numbers=st.lists(pods, min_size=1, max_size=4),
+        names=st.sampled_from(NAMED),
+    )
+    def assign(self, name: str, numbers: list[int], names: NamesByFamily = ANY_POOL) -> None:
+        """Pods are added at once, one perhaps twice, and perhaps with other names."""
         node = self.nodes[name]
         assert node.allocator is not None
         for pod in map(node.pod, numbers):
-            self.spawn(node, node.allocator.assign(pod), pod)
+            node.asked.setdefault(pod, []).append(names)
+            self.spawn(node, node.allocator.assign(pod, (), names), pod)
 
     @rule(name=nodes, number=pods)
     def release(self, name: str, number: int) -> None:
@@ -171,6 +194,7 @@ class IpamMachine(RuleBasedStateMachine):
         if pod in node.tasks.values():
             return
         addresses = node.live.pop(pod, ())
+        node.asked.pop(pod, None)
         assert node.allocator.release(pod) == addresses
         RAN["released"] += len(addresses)
         for address in addresses:
@@ -340,7 +364,9 @@ class IpamMachine(RuleBasedStateMachine):
         self.every_block_has_one_owner()
 
 
-IpamMachine.TestCase.settings = settings(stateful_step_count=60, deadline=None)
+IpamMachine.TestCase.settings = settings(
+    stateful_step_count=70, max_examples=max(150, settings().max_examples), deadline=None
+)
 TestIpamMachine = IpamMachine.TestCase
 
 
