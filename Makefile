@@ -51,3 +51,11 @@ test: lint
 # BENCH_ARGS=... for instance BENCH_ARGS='--pods 0,1000 --rounds 60 --endurance 20000'
 bench-cni: setup-dev
 	$(VENV)/bin/python -m lab.bench.cni $(BENCH_ARGS)
+
+# ---- manifests -----------------------------------------------------------------------------------
+
+.PHONY: manifests
+# One file of what kustomization.yaml lists, for those who apply without kustomize.
+manifests:
+	@for part in $$(sed -n 's/^  - \(.*\.yaml\)$$/\1/p' manifests/kustomization.yaml); do \
+	    echo "---"; echo "# $$part"; cat "manifests/$$part"; done > manifests/install.yaml
