@@ -269,7 +269,8 @@ def resources(plan: LabPlan, api_version: str) -> list[dict[str, Any]]:
         resource("IPPool", name, {"cidr": str(cidr), "blockSize": size})
         for name, cidr, size in plan.shape.pools
     ]
-    found.append(resource("BGPConfiguration", "default", {"importAllow": defaults}))
+    configuration = {"importAllow": defaults, "nodeToNodeMeshEnabled": False}
+    found.append(resource("BGPConfiguration", "default", configuration))
     for node in plan.nodes:
         links = plan.links_of(node)
         addresses = [str(a.ip) for a in links[0][0].addresses]

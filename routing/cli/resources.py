@@ -14,10 +14,12 @@ from typing import Any, TypeVar
 
 import click
 
+from bgp.paths import SessionState
 from routing.cli.exits import USAGE, Exit, errors_as_exit_codes
 from routing.cli.table import render
 from routing.datastore.documents import INPUT_MAX_BYTES, InvalidDocument, dump
 from routing.datastore.fields import Malformed, parse_cidr
+from routing.datastore.kinds.peer import endpoint_text
 from routing.datastore.local import LocalStore
 from routing.datastore.resources import (
     KINDS,
@@ -29,12 +31,15 @@ from routing.datastore.resources import (
 )
 from routing.datastore.snapshot import (
     BGPConfigurationResource,
+    BGPFilterResource,
     BGPPeerResource,
     BlockResource,
     InvalidResource,
     IPPoolResource,
     NodeResource,
+    NodeStatusResource,
     Resource,
+    SecretResource,
 )
 
 DEFAULT_STORE = "/var/lib/slash32/store.db"
@@ -53,9 +58,12 @@ store_option = click.option(
 _HEADERS: Mapping[str, Sequence[str]] = {
     "IPPool": ("NAME", "CIDR", "BLOCKSIZE", "DISABLED", "SELECTOR"),
     "Node": ("NAME", "ADDRESSES", "ASN"),
-    "BGPPeer": ("NAME", "PEERIP", "ASN", "NODES", "HOLDTIME"),
-    "BGPConfiguration": ("NAME", "ASN", "LISTENPORT", "IMPORTALLOW"),
+    "BGPPeer": ("NAME", "PEER", "ASN", "NODES", "HOLDTIME", "FILTERS"),
+    "BGPFilter": ("NAME", "EXPORTV4", "IMPORTV4", "EXPORTV6", "IMPORTV6"),
+    "BGPConfiguration": ("NAME", "ASN", "LISTENPORT", "MESH", "IMPORTALLOW"),
     "Block": ("NAME", "CIDR", "POOL", "NODE", "STATE"),
+    "NodeStatus": ("NAME", "ESTABLISHED", "ROUTES", "READY", "OBSERVED"),
+    "Secret": ("NAME", "KEYS"),
 }
 
 
@@ -222,20 +230,43 @@ def _row(resource: Resource) -> list[str]:
     name = resource.meta.name
     match resource:
         case IPPoolResource():
-            is_disabled = "true" if resource.disabled else "false"
             size = f"/{resource.block_size}"
-            return [name, str(resource.cidr), size, is_disabled, resource.node_selector]
+            disabled = _yes(resource.disabled)
+            return [name, str(resource.cidr), size, disabled, resource.node_selector]
         case NodeResource():
             addresses = ",".join(str(each) for each in resource.addresses)
             return [name, addresses, "" if resource.asn is None else str(resource.asn)]
         case BGPPeerResource():
             where = resource.node or resource.node_selector or "all()"
-            peer = str(to_document(resource)["spec"]["peerIP"])
-            return [name, peer, str(resource.asn), where, f"{resource.hold_time_s}s"]
+            peer = resource.peer_selector or ""
+            if resource.peer_ip is not None:
+                peer = endpoint_text(resource.peer_ip, resource.port)
+            asn = "" if resource.asn is None else str(resource.asn)
+            filters = ",".join(resource.filters)
+            return [name, peer, asn, where, f"{resource.hold_time_s}s", filters]
+        case BGPFilterResource():
+            rules = (
+                resource.export_v4, resource.import_v4, resource.export_v6, resource.import_v6
+            )  # fmt: skip
+            return [name, *(str(len(each)) for each in rules)]
         case BGPConfigurationResource():
             allow = ",".join(str(each) for each in resource.import_allow)
-            return [name, str(resource.asn), str(resource.listen_port), allow]
+            mesh = _yes(resource.mesh_enabled)
+            return [name, str(resource.asn), str(resource.listen_port), mesh, allow]
         case BlockResource(block=block):
             return [name, str(block.cidr), block.pool, block.node, block.state.value]
-        case _:
-            return [name]
+        case NodeStatusResource():
+            return _status_row(resource)
+        case SecretResource():
+            return [name, ",".join(resource.passwords)]
+
+
+def _status_row(status: NodeStatusResource) -> list[str]:
+    up = sum(peer.state == SessionState.ESTABLISHED.value for peer in status.peers)
+    ready = next((c.status.value for c in status.conditions if c.type == "Ready"), "")
+    routes = str(sum(status.routes.values()))
+    return [status.meta.name, f"{up}/{len(status.peers)}", routes, ready, status.observed_at]
+
+
+def _yes(value: bool) -> str:
+    return "true" if value else "false"

@@ -7,10 +7,10 @@ nobody reads would be a promise that nobody keeps.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
-from typing import Any
+from typing import Any, TypeVar
 
 from routing.datastore.selector import Selector, SelectorError
 from routing.datastore.snapshot import Address, InvalidResource, Prefix
@@ -30,6 +30,8 @@ _DURATION = re.compile(r"(?=[0-9])(?:([0-9]{1,4})h)?(?:([0-9]{1,6})m)?(?:([0-9]{
 
 _ABSENT: Any = object()
 
+T = TypeVar("T")
+
 
 class Malformed(ValueError):
     """A value breaks a rule; its text is the rule."""
@@ -42,16 +44,23 @@ class Fields:
     Attributes:
         kind, name: whose document it is, for errors.
         path: where in the document, such as ``spec``; "" at the top.
+        hides: whether errors say ``***`` for every value, as for a Secret's.
     """
 
     kind: str
     name: str
     path: str
     values: Mapping[str, Any]
+    hides: bool = False
     _seen: list[str] = field(default_factory=list)
 
     def error(self, key: str, value: object, rule: str) -> InvalidResource:
         """The error for a field of this mapping."""
+        seen = "***" if self.hides and value is not None else shown(value)
+        return InvalidResource(self.kind, self.name, self._at(key), seen, rule)
+
+    def named_error(self, key: str, value: object, rule: str) -> InvalidResource:
+        """The same for a field that is never secret: kind and apiVersion."""
         return InvalidResource(self.kind, self.name, self._at(key), shown(value), rule)
 
     def take(self, key: str, default: Any = _ABSENT) -> Any:
@@ -73,6 +82,37 @@ class Fields:
         """Whether the field was given."""
         return key in self.values
 
+    def known(self, key: str) -> None:
+        """Counts the field among the known ones without reading it."""
+        self._seen.append(key)
+
+    def never(self, key: str, why: str) -> None:
+        """Refuses a field of Calico's that we cannot honour; ``why`` is the sentence."""
+        if self.has(key):
+            raise self.error(key, self.values[key], why)
+
+    def only(self, key: str, allowed: Sequence[object], why: str) -> None:
+        """Accepts a field with the values that say what we do anyway; refuses others: ``why``."""
+        value = self.take(key, allowed[0])
+        # By type too: 0 equals false, and is none.
+        if not any(type(value) is type(each) and value == each for each in allowed):
+            raise self.error(key, value, why)
+
+    def choice(self, key: str, allowed: Sequence[str], *, default: str = _ABSENT) -> str:
+        """One of some texts."""
+        value = self.take(key, default)
+        if isinstance(value, str) and value in allowed:
+            return value
+        raise self.error(key, value, f"must be one of {', '.join(allowed)}")
+
+    def optional(self, key: str, parse: Callable[[object], T]) -> T | None:
+        """``parse`` of the value (it may raise Malformed), or None when the field is absent."""
+        if not self.has(key):
+            self.known(key)
+            return None
+        found: T = self.parsed(key, self.take(key), parse)
+        return found
+
     def text(self, key: str, default: str | None = _ABSENT) -> str | None:
         """A text, or the default."""
         value = self.take(key, default)
@@ -87,12 +127,19 @@ class Fields:
             return value
         raise self.error(key, value, "must be true or false")
 
-    def integer(self, key: str, *, default: int, low: int, high: int) -> int:
-        """A whole number from low to high."""
+    def integer(self, key: str, *, default: int = _ABSENT, low: int, high: int) -> int:
+        """A whole number from low to high; required when there is no default."""
         value = self.take(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise self.error(key, value, f"must be a whole number from {low} to {high}")
         return value
+
+    def optional_integer(self, key: str, *, low: int, high: int) -> int | None:
+        """A whole number from low to high, or None when the field is absent."""
+        if not self.has(key):
+            self.known(key)
+            return None
+        return self.integer(key, low=low, high=high)
 
     def items(self, key: str, *, at_most: int) -> list[tuple[str, Any]]:
         """A list's items, each with the key to report it under; [] when absent."""
@@ -103,12 +150,33 @@ class Fields:
             raise self.error(key, value, f"must have at most {at_most} items")
         return [(f"{key}[{index}]", item) for index, item in enumerate(value)]
 
-    def section(self, key: str, *, is_required: bool = False) -> Fields:
-        """A mapping inside this one; an empty one when absent."""
+    def distinct(self, key: str, parse: Callable[[object], T], *, at_most: int) -> tuple[T, ...]:
+        """A list's items, parsed, none of them twice; () when absent."""
+        found: list[T] = []
+        for where, item in self.items(key, at_most=at_most):
+            value: T = self.parsed(where, item, parse)
+            if value in found:
+                raise self.error(key, str(value), "is given twice")
+            found.append(value)
+        return tuple(found)
+
+    def sections(self, key: str, *, at_most: int) -> list[Fields]:
+        """A list of mappings; [] when absent."""
+        found = []
+        for where, item in self.items(key, at_most=at_most):
+            if not isinstance(item, dict):
+                raise self.error(where, item, "must be a mapping")
+            found.append(Fields(self.kind, self.name, self._at(where), item, self.hides))
+        return found
+
+    def section(self, key: str, *, is_required: bool = False, hides: bool = False) -> Fields:
+        """A mapping inside this one; an empty one when absent. ``hides``: as the attribute."""
         value = self.take(key) if is_required else self.take(key, {})
+        inner = Fields(self.kind, self.name, self._at(key), {}, self.hides or hides)
         if not isinstance(value, dict):
-            raise self.error(key, value, "must be a mapping")
-        return Fields(self.kind, self.name, self._at(key), value)
+            raise inner.error("", value, "must be a mapping")
+        inner.values = value
+        return inner
 
     def parsed(self, key: str, value: object, parse: Any) -> Any:
         """``parse(value)``, its Malformed turned into an error that names the field."""
@@ -125,7 +193,8 @@ class Fields:
         """
         for key, value in self.values.items():
             if key not in self._seen:
-                raise self.error(key, value, f"unknown field; known: {', '.join(self._seen)}")
+                known = ", ".join(dict.fromkeys(self._seen))
+                raise self.error(key, value, f"unknown field; known: {known}")
 
     def _at(self, key: str) -> str:
         return ".".join(part for part in (self.path, key[:80]) if part)

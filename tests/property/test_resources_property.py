@@ -3,118 +3,18 @@
 from __future__ import annotations
 
 import json
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cni.ipam.block import Block, BlockState
 from routing.datastore.documents import dump
-from routing.datastore.resources import (
-    block_name,
-    block_resource,
-    from_document,
-    parse_resources,
-    to_document,
-)
-from routing.datastore.snapshot import (
-    BGPConfigurationResource,
-    BGPPeerResource,
-    InvalidResource,
-    IPPoolResource,
-    Meta,
-    NodeResource,
-)
+from routing.datastore.resources import from_document, parse_resources, to_document
+from routing.datastore.snapshot import InvalidResource, SecretResource
+from tests.property.resources_strategies import resources, secrets, texts
 
-CASES = {"round trip": 0, "any document": 0, "any text": 0}
+CASES = {"round trip": 0, "any document": 0, "grafted": 0, "secret": 0, "any text": 0}
 FLOOR = 150
-
-names = st.text("ab09", min_size=1, max_size=6) | st.sampled_from(["a-b", "1e3", "no", "a.b-c.d"])
-label_values = st.text("aZ09", max_size=6) | st.sampled_from(["1e3", "09", "no", "true", "a_.-b"])
-label_keys = st.text("aZ0", min_size=1, max_size=4) | st.sampled_from(["a.io/b", "x_y.z", "null"])
-texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=30)
-versions = st.sampled_from(["", "0", "17", "0012", "1e3"])
-
-
-def metas(name=names):
-    return st.builds(
-        Meta,
-        name,
-        st.dictionaries(label_keys, label_values, max_size=3),
-        st.dictionaries(label_keys, texts, max_size=3),
-        versions,
-        st.sampled_from(["", "1e5", "0123", "6f1c2a52-9f3e-4f7e-9d37-0a8f6f6f4b1e"]),
-        st.integers(0, 9),
-    )
-
-
-v4 = st.integers(0x0B000000, 0x7E000000).map(IPv4Address)
-v6 = st.integers(0x2001 << 112, 0x2002 << 112).map(IPv6Address)
-asns = st.integers(1, 4294967295)
-
-
-def networks(lengths4, lengths6):
-    return st.builds(lambda a, n: IPv4Network((a, n), strict=False), v4, lengths4) | st.builds(
-        lambda a, n: IPv6Network((a, n), strict=False), v6, lengths6
-    )
-
-
-@st.composite
-def pools(draw):
-    cidr = draw(networks(st.integers(8, 28), st.integers(32, 120)))
-    low, high = (20, 32) if cidr.version == 4 else (116, 128)
-    return IPPoolResource(
-        draw(metas()),
-        cidr,
-        draw(st.integers(max(low, cidr.prefixlen), high)),
-        draw(st.booleans()),
-        draw(st.sampled_from(["all()", "has(rack)", "rack in {'a', \"b\"} && !has(x)"])),
-    )
-
-
-@st.composite
-def peers(draw):
-    address = draw(v4 | v6)
-    where = draw(st.sampled_from([{}, {"node": "n1"}, {"node_selector": "has(a)"}]))
-    return BGPPeerResource(
-        draw(metas()),
-        address,
-        draw(asns),
-        port=draw(st.integers(1, 65535)),
-        source_address=draw(st.none() | (v4 if address.version == 4 else v6)),
-        hold_time_s=draw(st.integers(3, 65535)),
-        max_restart_time_s=draw(st.integers(0, 4095)),
-        **where,
-    )
-
-
-@st.composite
-def blocks(draw):
-    cidr = draw(networks(st.integers(20, 32), st.integers(116, 128)))
-    block = Block(cidr, draw(names), draw(names), draw(st.sampled_from(BlockState)))
-    return block_resource(block, draw(metas(st.just(block_name(cidr)))))
-
-
-resources = st.one_of(
-    pools(),
-    peers(),
-    blocks(),
-    st.builds(
-        NodeResource,
-        metas(),
-        st.builds(lambda *a: tuple(x for x in a if x), st.none() | v4, st.none() | v6),
-        st.none() | asns,
-    ),
-    st.builds(
-        BGPConfigurationResource,
-        metas(st.just("default")),
-        asns,
-        st.integers(1, 65535),
-        st.lists(networks(st.integers(0, 32), st.integers(0, 128)), unique=True, max_size=3).map(
-            tuple
-        ),
-    ),
-)
 
 
 @settings(max_examples=200, deadline=None)
@@ -122,7 +22,7 @@ resources = st.one_of(
 def test_a_resource_survives_document_yaml_and_json(resource):
     """Equal after each way round."""
     CASES["round trip"] += 1
-    document = to_document(resource)
+    document = to_document(resource, with_secrets=True)
     assert from_document(document) == resource
     assert parse_resources(dump([document]), source="f") == [resource]
     assert parse_resources(json.dumps(document), source="f") == [resource]
@@ -139,19 +39,29 @@ junk = st.recursive(
     max_leaves=6,
 )
 FIELDS = {
-    "IPPool": ["cidr", "blockSize", "disabled", "nodeSelector", "ipipMode", "natOutgoing"],
-    "BGPPeer": ["peerIP", "asNumber", "node", "nodeSelector", "holdTime", "keepaliveTime"],
+    "IPPool": ["cidr", "blockSize", "disabled", "nodeSelector", "ipipMode", "natOutgoing",
+               "allowedUses", "assignmentMode", "namespaceSelector", "disableBGPExport"],
+    "BGPPeer": ["peerIP", "asNumber", "node", "nodeSelector", "holdTime", "keepaliveTime",
+                "peerSelector", "password", "sourceAddress", "filters", "export", "maxPrefixes",
+                "maxPrefixAction", "ttlSecurity", "multihopTTL", "nextHopMode", "reachableBy"],
+    "BGPFilter": ["exportV4", "importV4", "exportV6", "importV6"],
     "Node": ["addresses", "bgp"],
-    "BGPConfiguration": ["asNumber", "listenPort", "importAllow"],
+    "BGPConfiguration": ["asNumber", "listenPort", "importAllow", "communities", "bindMode",
+                         "prefixAdvertisements", "nodeMeshPassword", "meshFilters"],
     "Block": ["cidr", "pool", "affinity", "state"],
+}  # fmt: skip
+TOP = {
+    "NodeStatus": ["version", "observedAt", "peers", "routes", "addresses", "conditions"],
+    "Secret": ["a", "b"],
 }
 
 
 @st.composite
 def damaged(draw):
     """A document with the right outline and anything in its fields."""
-    kind = draw(st.sampled_from(list(FIELDS)))
-    spec = draw(st.dictionaries(st.sampled_from(FIELDS[kind]) | texts, junk, max_size=5) | junk)
+    kind = draw(st.sampled_from([*FIELDS, *TOP]))
+    fields = {**FIELDS, **TOP}[kind]
+    body = draw(st.dictionaries(st.sampled_from(fields) | texts, junk, max_size=5) | junk)
     metadata = draw(
         st.fixed_dictionaries(
             {"name": st.just("default") | junk},
@@ -159,10 +69,70 @@ def damaged(draw):
         )
         | junk
     )
-    document = {"apiVersion": "slash32.io/v1", "kind": kind, "metadata": metadata, "spec": spec}
+    version = "v1" if kind == "Secret" else "slash32.io/v1"
+    where = draw(st.sampled_from(["data", "stringData"])) if kind == "Secret" else "spec"
+    where = "status" if kind == "NodeStatus" else where
+    document = {"apiVersion": version, "kind": kind, "metadata": metadata, where: body}
     for key in draw(st.sets(st.sampled_from(list(document)), max_size=1)):
         document[key] = draw(junk)
     return document
+
+
+@settings(max_examples=200, deadline=None)
+@given(one=resources, other=resources, data=st.data())
+def test_a_document_with_a_part_of_another_is_read_or_refused(one, other, data):
+    """Whole sections swapped between resources: deeper than junk ever gets."""
+    CASES["grafted"] += 1
+    document: dict[str, Any] = json.loads(json.dumps(to_document(one, with_secrets=True)))
+    graft = json.loads(json.dumps(to_document(other, with_secrets=True)))
+    target, source = (_mappings(each) for each in (document, graft))
+    into = data.draw(st.sampled_from(target))
+    into.update(data.draw(st.sampled_from(source)))
+    resource = None
+    sentence = ""
+    try:
+        resource = from_document(document)
+    except InvalidResource as error:
+        sentence = str(error)
+    else:
+        assert from_document(to_document(resource, with_secrets=True)) == resource
+    assert len(sentence.splitlines()) == (resource is None)
+
+
+def _mappings(value: Any) -> list[dict[str, Any]]:
+    if isinstance(value, list):
+        return [each for item in value for each in _mappings(item)]
+    if isinstance(value, dict):
+        return [value, *(each for item in value.values() for each in _mappings(item))]
+    return []
+
+
+@settings(max_examples=200, deadline=None)
+@given(secret=secrets.filter(lambda each: each.passwords), key=texts, junk_value=texts)
+def test_nothing_that_is_shown_holds_a_password(secret: SecretResource, key, junk_value):
+    """Not the document, not the value's repr, and no refusal of a document that holds it."""
+    CASES["secret"] += 1
+    marked = {name: f"hunter2{text.reveal()}"[:80] for name, text in secret.passwords.items()}
+    document = to_document(secret, with_secrets=True) | {"stringData": marked}
+    whole = from_document(document)
+    shown = [json.dumps(to_document(whole)), repr(whole), str(whole)]
+    for damage in (
+        {"stringData": list(marked.values())},
+        {"stringData": marked | {key + " ": "hunter2"}},
+        {"stringData": marked | {"a": "hunter2\n"}},
+        {"stringData": marked | {"a": "hunter2" * 12}},
+        {"stringData": {}, "data": marked},
+        {"stringdata": marked},
+        {"kind": "secret"},
+        {"kind": "Node", "apiVersion": "slash32.io/v1"},
+        {"metadata": {"name": "x", "annotations": {key + " ": "hunter2"}}},
+        {"metadata": {"name": "x", "labels": {"a": "hunter2 " + junk_value}}},
+    ):
+        try:
+            shown.append(repr(from_document(document | damage)))
+        except InvalidResource as error:
+            shown.append(str(error) + repr(error.args) + repr(vars(error)))
+    assert not any("hunter2" in each for each in shown)
 
 
 @settings(max_examples=400, deadline=None)
@@ -177,7 +147,7 @@ def test_any_document_is_a_resource_or_an_invalid_resource(document):
         sentence = str(error)
     else:
         sentence = ""
-        assert from_document(to_document(resource)) == resource
+        assert from_document(to_document(resource, with_secrets=True)) == resource
     assert (resource is None) == bool(sentence)
 
 

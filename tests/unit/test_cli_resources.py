@@ -29,7 +29,7 @@ spec: {peerIP: "192.0.2.254:1179", asNumber: 64512, node: node-a}
 apiVersion: slash32.io/v1
 kind: BGPConfiguration
 metadata: {name: default}
-spec: {asNumber: 64512, importAllow: [0.0.0.0/0]}
+spec: {asNumber: 64512, importAllow: [0.0.0.0/0], nodeToNodeMeshEnabled: false}
 ---
 apiVersion: slash32.io/v1
 kind: Block
@@ -183,10 +183,10 @@ def test_an_edit_of_an_older_reading_is_a_conflict(filled):
         ("ippool", "NAME     CIDR           BLOCKSIZE  DISABLED  SELECTOR\n"
                    "default  10.244.0.0/16  /26        false     has(rack)\n"),
         ("Nodes", "NAME    ADDRESSES          ASN\nnode-a  192.0.2.1,fd00::1  64601\n"),
-        ("bgppeers", "NAME  PEERIP            ASN    NODES   HOLDTIME\n"
-                     "tor   192.0.2.254:1179  64512  node-a  9s\n"),
-        ("bgpconfig", "NAME     ASN    LISTENPORT  IMPORTALLOW\ndefault  64512  179         "
-                      "0.0.0.0/0\n"),
+        ("bgppeers", "NAME  PEER              ASN    NODES   HOLDTIME  FILTERS\n"
+                     "tor   192.0.2.254:1179  64512  node-a  9s        -\n"),
+        ("bgpconfig", "NAME     ASN    LISTENPORT  MESH   IMPORTALLOW\n"
+                      "default  64512  179         false  0.0.0.0/0\n"),
         ("blocks", "NAME           CIDR           POOL     NODE    STATE\n"
                    "10-244-1-0-26  10.244.1.0/26  default  node-a  confirmed\n"),
     ],

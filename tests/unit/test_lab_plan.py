@@ -139,7 +139,7 @@ def test_resources_name_every_peer_of_every_node_and_only_the_default_beyond_poo
     assert peers["node2-tor2"] == {"node": "node2", "peerIP": "172.30.1.2", "asNumber": 64512}
     assert len(peers) == 4
     assert [spec["bgp"]["asNumber"] for spec in nodes.values()] == [64601, 64602]
-    assert bgp == {"importAllow": ["0.0.0.0/0", "::/0"]}
+    assert bgp == {"importAllow": ["0.0.0.0/0", "::/0"], "nodeToNodeMeshEnabled": False}
     assert [r["spec"] for r in found if r["kind"] == "IPPool"] == [
         {"cidr": "10.244.0.0/16", "blockSize": 26},
         {"cidr": "fd44:10:244::/112", "blockSize": 122},
