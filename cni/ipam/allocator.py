@@ -31,7 +31,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from cni.attachment import Address, Attachment
-from cni.ipam.block import Block, BlockStore, BlockStoreError
+from cni.ipam.block import Block, BlockState, BlockStore, BlockStoreError
 from cni.ipam.choice import (
     ANY_POOL,
     FAMILIES,
@@ -47,7 +47,7 @@ from cni.ipam.choice import (
     no_pool,
 )
 from cni.ipam.claiming import Claiming
-from cni.ipam.claims import Claims
+from cni.ipam.claims import Claims, no_record
 from cni.ipam.cooldown import CooldownFile
 from cni.ipam.holdings import AddressConflict, Holdings
 from cni.ipam.pool import IPPool, Prefix
@@ -68,6 +68,7 @@ class Allocator:
         clock: monotonic seconds.
         cooldown_s: how long a released address rests before it is given out again.
         cooldown_file: where releases are noted for the next agent, or None for nowhere.
+        give_up: takes a block off the record that ``restore`` is given from (``claims.py``).
     """
 
     def __init__(
@@ -78,12 +79,13 @@ class Allocator:
         clock: Callable[[], float],
         cooldown_s: float = 30.0,
         cooldown_file: str | None = None,
+        give_up: Callable[[Block], None] = no_record,
     ) -> None:
         self._node = node
         self._pools = pools
         self._clock = clock
         self._holdings = Holdings(clock, cooldown_s)
-        self._claiming = Claiming(node, Claims(node, store), self._holdings, pools)
+        self._claiming = Claiming(node, Claims(node, store, give_up), self._holdings, pools)
         self._announced: set[Attachment] = set()
         """Whose release is noted in the journal already."""
         self._starved: dict[str, str] = {}
@@ -191,6 +193,17 @@ class Allocator:
     def attachments(self) -> list[Attachment]:
         """Everybody who holds an address, in order."""
         return sorted(self._holdings.addresses)
+
+    def restore(self, blocks: Sequence[Block]) -> None:
+        """Takes this node's CONFIRMED blocks of a last known list into use; the store is not asked.
+
+        For an agent that starts while the store may be away, before anything is assigned. What of
+        it is not so any more, the next ``refresh`` finds out.
+        """
+        self._claiming.listed_cidrs = {block.cidr for block in blocks}
+        for block in blocks:
+            if block.node == self._node and block.state is BlockState.CONFIRMED:
+                self._holdings.own(block)
 
     async def refresh(self, blocks: Sequence[Block] | None = None) -> None:
         """Brings the view of our own blocks up to date, and confirms or revives what is ours.

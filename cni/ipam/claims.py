@@ -8,6 +8,7 @@ something that was *seen*: a CONFIRMED block of this node, or none.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 
 import structlog
@@ -30,12 +31,24 @@ DELETED_UIDS_MAX = 1024
 """Blocks we deleted, remembered so that a late answer of the store cannot bring one back."""
 
 
-class Claims:
-    """One node's dealings with the block store."""
+def no_record(_block: Block) -> None:
+    """For an agent that keeps no record of its blocks beside the store."""
 
-    def __init__(self, node: str, store: BlockStore) -> None:
+
+class Claims:
+    """One node's dealings with the block store.
+
+    ``give_up`` returns once no record that a later agent of this node may start from has the block
+    any more, and raises BlockStoreError when one still has. It is called before a block is deleted:
+    afterwards another node may have it, and two would give out its addresses.
+    """
+
+    def __init__(
+        self, node: str, store: BlockStore, give_up: Callable[[Block], None] = no_record
+    ) -> None:
         self._node = node
         self._store = store
+        self._give_up = give_up
         self._deleted_uids: deque[str] = deque(maxlen=DELETED_UIDS_MAX)
 
     async def list(self) -> list[Block]:
@@ -117,6 +130,7 @@ class Claims:
         Raises:
             BlockStoreError: it may be deleted or not.
         """
+        self._give_up(block)
         try:
             await self._store.delete_block(block)
         except BlockConflict:
