@@ -35,7 +35,7 @@ FLOOR = {"round trip": 150, "with blocks": 60, "damage": 400, "cut": 200}
 @st.composite
 def snapshots(draw):
     """Any resources, sorted into the places of a snapshot."""
-    found = draw(st.lists(resources, max_size=6))
+    found = draw(st.lists(resources, max_size=10))
 
     def of(kind):
         return tuple(each for each in found if isinstance(each, kind))
