@@ -14,13 +14,12 @@ This module deliberately knows no policy: which prefixes are welcome is the hub'
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
-from typing import Any, cast
+from typing import Any
 
 from bgp.exabgp_commands import ProtocolError as ProtocolError
+from bgp.json_fields import address_of, integer_of, json_of, list_of, object_of
 from bgp.judgement import judge_attributes, judge_path, judge_prefix, nlri_of
 from bgp.paths import (
     Address,
@@ -121,7 +120,7 @@ def decode(line: bytes) -> Line:
     # Answers to `show` begin with { too, but carry no marker; only a marker makes an event.
     if not text.startswith("{") or ('"exabgp"' not in text and '"slash32"' not in text):
         return Text(text)
-    message = _object(_json(text), "line")
+    message = object_of(json_of(text), "line")
     if "slash32" in message:
         return _hello(message)
     if "exabgp" not in message:
@@ -137,10 +136,10 @@ def decode_neighbors(lines: Iterable[str]) -> tuple[NeighborState, ...]:
     """
     states: list[NeighborState] = []
     for line in lines:
-        entries = _json(line)
+        entries = json_of(line)
         if not isinstance(entries, list):
             raise ProtocolError("show neighbor: not a list")
-        states.extend(_neighbor_state(_object(entry, "neighbor")) for entry in entries)
+        states.extend(_neighbor_state(object_of(entry, "neighbor")) for entry in entries)
     return tuple(states)
 
 
@@ -161,12 +160,12 @@ def decode_adj_rib_in(
         ProtocolError: it is no such line.
     """
     peer, route = _dumped(line)
-    nlri = _object(route.get("nlri"), "nlri")
+    nlri = object_of(route.get("nlri"), "nlri")
     prefix = judge_prefix(nlri.get("prefix"), _dumped_family(nlri))
     if isinstance(prefix, Rejection):
         return peer, prefix
     attributes = judge_attributes(
-        _object(route.get("attributes"), "attributes"), is_ebgp=ebgp.get(peer, False)
+        object_of(route.get("attributes"), "attributes"), is_ebgp=ebgp.get(peer, False)
     )
     if isinstance(attributes, str):
         return peer, Rejection(prefix, attributes)
@@ -180,20 +179,20 @@ def decode_adj_rib_out(line: str) -> tuple[Address, Advertisement]:
         ProtocolError: it is no such line.
     """
     peer, route = _dumped(line)
-    nlri = _object(route.get("nlri"), "nlri")
+    nlri = object_of(route.get("nlri"), "nlri")
     prefix = judge_prefix(nlri.get("prefix"), _dumped_family(nlri))
     if isinstance(prefix, Rejection):
         raise ProtocolError(f"adj-rib out: prefix {nlri.get('prefix')!r}: {prefix.reason}")
     attributes = judge_attributes(
         # What we announce has no ORIGIN of its own before it is sent.
-        {"origin": "igp", **_object(route.get("attributes"), "attributes")},
+        {"origin": "igp", **object_of(route.get("attributes"), "attributes")},
         is_ebgp=False,
     )
     if isinstance(attributes, str):
         raise ProtocolError(f"adj-rib out: {prefix}: {attributes}")
     return peer, Advertisement(
         prefix,
-        _address(nlri.get("nexthop"), "nexthop"),
+        address_of(nlri.get("nexthop"), "nexthop"),
         communities=attributes.communities,
         large_communities=attributes.large_communities,
         med=attributes.med,
@@ -218,10 +217,10 @@ def decode_configuration_marks(lines: Iterable[str]) -> frozenset[str]:
 
 def _hello(message: dict[str, Any]) -> Hello:
     return Hello(
-        bridge_pid=_integer(message.get("pid"), "pid"),
+        bridge_pid=integer_of(message.get("pid"), "pid"),
         exabgp=(
-            _integer(message.get("exabgp_pid"), "exabgp_pid"),
-            _integer(message.get("exabgp_start"), "exabgp_start"),
+            integer_of(message.get("exabgp_pid"), "exabgp_pid"),
+            integer_of(message.get("exabgp_start"), "exabgp_start"),
         ),
     )
 
@@ -233,14 +232,14 @@ def _events(message: dict[str, Any]) -> tuple[Event, ...]:
         return (SpeakerShutdown(),) if message.get("notification") == "shutdown" else ()
     if kind not in ("state", "update", "refresh", "notification"):
         return ()
-    neighbor = _object(message.get("neighbor"), "neighbor")
+    neighbor = object_of(message.get("neighbor"), "neighbor")
     if neighbor.get("direction", "receive") != "receive":
         return ()
-    peer = _address(_object(neighbor.get("address"), "address").get("peer"), "peer")
+    peer = address_of(object_of(neighbor.get("address"), "address").get("peer"), "peer")
     if kind == "state":
         return _state(peer, neighbor)
     if kind == "refresh":
-        return _refresh(peer, _object(neighbor.get("route-refresh"), "route-refresh"))
+        return _refresh(peer, object_of(neighbor.get("route-refresh"), "route-refresh"))
     if kind == "notification":
         return (Notification(peer, _notification_text(neighbor.get("notification"))),)
     return _update(peer, neighbor)
@@ -279,18 +278,18 @@ def _printable(value: object) -> str:
 
 
 def _update(peer: Address, neighbor: dict[str, Any]) -> tuple[Event, ...]:
-    message = _object(neighbor.get("message"), "message")
+    message = object_of(neighbor.get("message"), "message")
     if "eor" in message:
-        eor = _object(message["eor"], "eor")
+        eor = object_of(message["eor"], "eor")
         family = _FAMILIES.get(f"{eor.get('afi')} {eor.get('safi')}")
         return () if family is None else (EndOfRib(peer, family),)
-    update = _object(message.get("update"), "update")
-    asn = _object(neighbor.get("asn"), "asn")
+    update = object_of(message.get("update"), "update")
+    asn = object_of(neighbor.get("asn"), "asn")
     rejected: list[Rejection] = []
     announced = _announced(
         peer, update, is_ebgp=asn.get("local") != asn.get("peer"), rejected=rejected
     )
-    withdrawn = _withdrawn(_object(update.get("withdraw", {}), "withdraw"), rejected)
+    withdrawn = _withdrawn(object_of(update.get("withdraw", {}), "withdraw"), rejected)
     return (Update(peer, announced, withdrawn, tuple(rejected)),)
 
 
@@ -301,7 +300,7 @@ def _withdrawn(families: dict[str, Any], rejected: list[Rejection]) -> tuple[Pre
         if family is None:
             rejected.append(Rejection(None, "unknown-family"))
             continue
-        for entry in _list(entries, "withdraw"):
+        for entry in list_of(entries, "withdraw"):
             prefix = judge_prefix(nlri_of(entry), family)
             if isinstance(prefix, Rejection):
                 rejected.append(prefix)
@@ -315,13 +314,13 @@ def _announced(
 ) -> tuple[Path, ...]:
     # One prefix can stand under two next hops: the global and the link-local one of RFC 2545.
     next_hops: dict[Prefix, list[object]] = {}
-    for name, by_next_hop in _object(update.get("announce", {}), "announce").items():
+    for name, by_next_hop in object_of(update.get("announce", {}), "announce").items():
         family = _FAMILIES.get(name)
         if family is None:
             rejected.append(Rejection(None, "unknown-family"))
             continue
-        for next_hop, entries in _object(by_next_hop, "announce").items():
-            for entry in _list(entries, "announce"):
+        for next_hop, entries in object_of(by_next_hop, "announce").items():
+            for entry in list_of(entries, "announce"):
                 prefix = judge_prefix(nlri_of(entry), family)
                 if isinstance(prefix, Rejection):
                     rejected.append(prefix)
@@ -330,7 +329,7 @@ def _announced(
     if not next_hops:
         return ()
     attributes = judge_attributes(
-        _object(update.get("attribute", {}), "attribute"), is_ebgp=is_ebgp
+        object_of(update.get("attribute", {}), "attribute"), is_ebgp=is_ebgp
     )
     if isinstance(attributes, str):
         rejected.extend(Rejection(prefix, attributes) for prefix in next_hops)
@@ -349,65 +348,27 @@ def _announced(
 
 
 def _neighbor_state(entry: dict[str, Any]) -> NeighborState:
-    local, peer = _object(entry.get("local"), "local"), _object(entry.get("peer"), "peer")
-    names = _list(entry.get("families"), "families")
-    capabilities = _object(peer.get("capabilities", {}), "capabilities")
+    local, peer = object_of(entry.get("local"), "local"), object_of(entry.get("peer"), "peer")
+    names = list_of(entry.get("families"), "families")
+    capabilities = object_of(peer.get("capabilities", {}), "capabilities")
     return NeighborState(
-        peer=_address(peer.get("address"), "peer address"),
-        local_address=_address(local.get("address"), "local address"),
+        peer=address_of(peer.get("address"), "peer address"),
+        local_address=address_of(local.get("address"), "local address"),
         # `state` says "down" in the first second of a session; `fsm` is right at once.
         is_established=entry.get("fsm") == "ESTABLISHED",
         is_ebgp=local.get("as") != peer.get("as"),
-        duration_s=_integer(entry.get("duration"), "duration"),
+        duration_s=integer_of(entry.get("duration"), "duration"),
         families=frozenset(_FAMILIES[name] for name in names if name in _FAMILIES),
         has_route_refresh=bool(capabilities.get("route-refresh")),
     )
 
 
 def _dumped(line: str) -> tuple[Address, dict[str, Any]]:
-    entry = _object(_json(line), "adj-rib line")
-    peer = _address(_object(entry.get("peer"), "peer").get("address"), "peer")
-    return peer, _object(entry.get("route"), "route")
+    entry = object_of(json_of(line), "adj-rib line")
+    peer = address_of(object_of(entry.get("peer"), "peer").get("address"), "peer")
+    return peer, object_of(entry.get("route"), "route")
 
 
 def _dumped_family(nlri: dict[str, Any]) -> Family | None:
-    family = _object(nlri.get("family"), "family")
+    family = object_of(nlri.get("family"), "family")
     return _FAMILIES.get(f"{family.get('afi')} {family.get('safi')}")
-
-
-# -- JSON --------------------------------------------------------------------------------------
-
-
-def _json(text: str) -> object:
-    try:
-        return cast(object, json.loads(text))
-    except (ValueError, RecursionError) as error:
-        # RecursionError: a million opening brackets are not worth the agent's life.
-        raise ProtocolError(f"not JSON: {error}") from None
-
-
-def _object(value: object, what: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ProtocolError(f"{what}: expected an object, got {type(value).__name__}")
-    return value
-
-
-def _list(value: object, what: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise ProtocolError(f"{what}: expected a list, got {type(value).__name__}")
-    return value
-
-
-def _integer(value: object, what: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ProtocolError(f"{what}: expected a whole number, got {value!r:.80}")
-    return value
-
-
-def _address(value: object, what: str) -> Address:
-    if isinstance(value, str) and "%" not in value:
-        try:
-            return ip_address(value)
-        except ValueError:
-            pass
-    raise ProtocolError(f"{what}: expected an address, got {value!r:.80}")
