@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_interface, ip_network
 from typing import Any, TypeVar
 
 from routing.datastore.selector import Selector, SelectorError
@@ -21,11 +21,25 @@ NAME_MAX_CHARACTERS = 253
 SHOWN_MAX_CHARACTERS = 120
 """How much of a bad value an error repeats."""
 
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-_CIDR = re.compile(r"([0-9A-Fa-f:.]{2,45})/([0-9]{1,3})")
+NAME_PATTERN = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?([.][a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*"
+CIDR_PATTERN = "[0-9A-Fa-f:.]{2,45}/[0-9]{1,3}"
+U16_PATTERN = (
+    "(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3}|0)"
+)
+U32_PATTERN = (
+    "(429496729[0-5]|42949672[0-8][0-9]|4294967[01][0-9]{2}|429496[0-6][0-9]{3}"
+    "|42949[0-5][0-9]{4}|4294[0-8][0-9]{5}|429[0-3][0-9]{6}|42[0-8][0-9]{7}|4[01][0-9]{8}"
+    "|[1-3][0-9]{9}|[1-9][0-9]{0,8}|0)"
+)
+ASN_PATTERN = f"({U32_PATTERN}|{U16_PATTERN}[.]{U16_PATTERN})"
+"""Plain or asdot. The patterns are the schemas' too: RE2 and Python read them alike."""
+DURATION_PATTERN = "([0-9]{1,4}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?"
+
+_NAME = re.compile(NAME_PATTERN)
+_CIDR = re.compile(CIDR_PATTERN)
 _ADDRESS = re.compile(r"[0-9A-Fa-f:.]{2,45}")
 _ENDPOINT = re.compile(r"\[([0-9A-Fa-f:.]{2,45})\]:([0-9]{1,5})|([0-9.]{7,15}):([0-9]{1,5})")
-_ASDOT = re.compile(r"([0-9]{1,5})\.([0-9]{1,5})")
+_ASN = re.compile(ASN_PATTERN)
 _DURATION = re.compile(r"(?=[0-9])(?:([0-9]{1,4})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?")
 
 _ABSENT: Any = object()
@@ -213,12 +227,7 @@ def shown(value: object) -> object:
 
 def parse_name(value: object) -> str:
     """A DNS-1123 subdomain, as Kubernetes names are. Raises Malformed."""
-    if (
-        isinstance(value, str)
-        and len(value) <= NAME_MAX_CHARACTERS
-        and _NAME.fullmatch(value)
-        and all(len(label) <= 63 for label in value.split("."))
-    ):
+    if isinstance(value, str) and len(value) <= NAME_MAX_CHARACTERS and _NAME.fullmatch(value):
         return value
     raise Malformed(
         "must be a DNS-1123 subdomain: lower-case letters, digits, inner hyphens and dots, "
@@ -228,20 +237,24 @@ def parse_name(value: object) -> str:
 
 def parse_cidr(value: object) -> Prefix:
     """A network in CIDR form without host bits. Raises Malformed."""
-    found = _CIDR.fullmatch(value) if isinstance(value, str) else None
-    if found is None:
-        raise Malformed("must be a network such as 10.244.0.0/16 or fd00:10:244::/64")
+    rule = "must be a network such as 10.244.0.0/16 or fd00:10:244::/64"
+    if not isinstance(value, str) or not _CIDR.fullmatch(value):
+        raise Malformed(rule)
     try:
-        prefix = ip_network(found[0])
+        interface = ip_interface(value)
     except ValueError:
-        pass
-    else:
-        return prefix
-    try:
-        masked = ip_network(found[0], strict=False)
-    except ValueError:
-        raise Malformed("must be a network such as 10.244.0.0/16 or fd00:10:244::/64") from None
-    raise Malformed(f"has host bits set; the network is {masked}")
+        raise Malformed(rule) from None
+    if interface.ip != interface.network.network_address:
+        raise Malformed(f"has host bits set; the network is {interface.network}")
+    length = interface.network.prefixlen - 96
+    _check_not_mapped(interface.ip, f"/{length}" if length >= 0 else "")
+    return interface.network
+
+
+def _check_not_mapped(address: Address, length: str = "") -> None:
+    """IPv4 in IPv6's clothes: the kernel, BGP and the API server each read it differently."""
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        raise Malformed(f"must not be IPv4-mapped; write {address.ipv4_mapped}{length}")
 
 
 def parse_address(value: object) -> Address:
@@ -259,6 +272,7 @@ def parse_address(value: object) -> Address:
         raise Malformed("must not be an unspecified, multicast or link-local address")
     if address == IPv4Address("255.255.255.255"):
         raise Malformed("must not be the broadcast address")
+    _check_not_mapped(address)
     return address
 
 
@@ -285,11 +299,9 @@ def parse_asn(value: object) -> int:
         raise Malformed(f'{rule}; write asdot in quotes, such as "1.10"')
     asn = None
     if isinstance(value, str):
-        dotted = _ASDOT.fullmatch(value)
-        if dotted is not None and max(int(dotted[1]), int(dotted[2])) <= 65535:
-            asn = (int(dotted[1]) << 16) + int(dotted[2])
-        elif re.fullmatch(r"[0-9]{1,10}", value):
-            asn = int(value)
+        if _ASN.fullmatch(value):
+            high, dot, low = value.rpartition(".")
+            asn = (int(high) << 16) + int(low) if dot else int(value)
     elif isinstance(value, int) and not isinstance(value, bool):
         asn = value
     if asn is None or not 1 <= asn <= ASN_MAX:

@@ -22,15 +22,22 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
 
-from cni.ipam.block import Block, BlockConflict, BlockExists, BlockStoreError
+from cni.ipam.block import Block
 from routing.datastore.database import Busy, Database
+from routing.datastore.preconditions import (
+    Key,
+    already_exists,
+    block_errors,
+    block_of,
+    check_preconditions,
+    named,
+    not_found,
+)
 from routing.datastore.resources import (
     block_name,
     block_resource,
@@ -42,18 +49,15 @@ from routing.datastore.resources import (
 )
 from routing.datastore.rules import check_deleted, check_written
 from routing.datastore.snapshot import (
-    AlreadyExists,
-    BGPConfigurationResource,
-    BGPPeerResource,
+    Applied,
     BlockResource,
-    Conflict,
     InvalidResource,
     IPPoolResource,
-    NodeResource,
     NotFound,
     Resource,
     Snapshot,
     StoreError,
+    snapshot_of,
 )
 
 log = structlog.get_logger("routing.datastore")
@@ -67,18 +71,8 @@ T = TypeVar("T")
 Resources = list[Resource]
 Blocks = list[Block]
 Pools = list[IPPoolResource]
-Key = tuple[str, str]
-"""(kind, name)."""
 
 _COLUMNS = "kind, name, uid, resource_version, generation, document"
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """What apply() did with one resource: ``created``, ``configured`` or ``unchanged``."""
-
-    resource: Resource
-    outcome: str
 
 
 class LocalStore:
@@ -121,18 +115,8 @@ class LocalStore:
             return list(self._rows(connection)), self._mark()
 
         resources, self._seen = await self._read(read)
-        configuration = next(
-            (r for r in resources if isinstance(r, BGPConfigurationResource)), None
-        )
-        snapshot = Snapshot(
-            pools=tuple(r for r in resources if isinstance(r, IPPoolResource)),
-            nodes=tuple(r for r in resources if isinstance(r, NodeResource)),
-            peers=tuple(r for r in resources if isinstance(r, BGPPeerResource)),
-            blocks=tuple(r.block for r in resources if isinstance(r, BlockResource)),
-            in_sync=True,
-        )
         self._forget_parsed_except({_key(resource) for resource in resources})
-        return snapshot if configuration is None else replace(snapshot, bgp=configuration)
+        return snapshot_of(resources)
 
     async def changed(self) -> None:
         """Returns when something was written since the last snapshot(), at once if so already.
@@ -183,7 +167,7 @@ class LocalStore:
 
         def work(connection: sqlite3.Connection) -> Resource:
             if self._find(connection, key) is not None:
-                raise AlreadyExists(f"{_named(key)} exists already")
+                raise already_exists(key)
             return self._put(connection, None, resource)
 
         return await self._write(work)
@@ -204,7 +188,7 @@ class LocalStore:
 
         def work(connection: sqlite3.Connection) -> Resource:
             old = self._existing(connection, key)
-            _check_preconditions(old, key, meta.resource_version, meta.uid or None)
+            check_preconditions(old.meta, key, meta.resource_version, meta.uid or None)
             return self._put(connection, old, resource)
 
         return await self._write(work)
@@ -224,7 +208,7 @@ class LocalStore:
 
         def work(connection: sqlite3.Connection) -> None:
             old = self._existing(connection, key)
-            _check_preconditions(old, key, resource_version, uid)
+            check_preconditions(old.meta, key, resource_version, uid)
             self._remove(connection, [old])
 
         await self._write(work)
@@ -247,9 +231,11 @@ class LocalStore:
                 key, meta = _key(resource), resource.meta
                 old = self._find(connection, key)
                 if old is None and (meta.resource_version or meta.uid):
-                    raise NotFound(f"{_named(key)} is not there, yet a version of it was given")
+                    raise NotFound(f"{named(key)} is not there, yet a version of it was given")
                 if old is not None:
-                    _check_preconditions(old, key, meta.resource_version or None, meta.uid or None)
+                    check_preconditions(
+                        old.meta, key, meta.resource_version or None, meta.uid or None
+                    )
                 pairs.append((old, self._put(connection, old, resource, is_checked=False)))
             for old, new in pairs:
                 check_written(old, new, pools=lambda: self._pools(connection))
@@ -275,23 +261,23 @@ class LocalStore:
 
     async def list_blocks(self) -> Blocks:
         """Every block. Raises BlockStoreError."""
-        with _block_errors():
+        with block_errors():
             found = await self.list("Block")
-        return [each.block for each in found if isinstance(each, BlockResource)]
+        return [block_of(each) for each in found]
 
     async def create_block(self, block: Block) -> Block:
         """Stores a new block. Raises BlockExists, BlockStoreError."""
-        with _block_errors():
-            return _block(await self.create(block_resource(block)))
+        with block_errors():
+            return block_of(await self.create(block_resource(block)))
 
     async def update_block(self, block: Block) -> Block:
         """Replaces a block of that very version. Raises BlockConflict, BlockStoreError."""
-        with _block_errors():
-            return _block(await self.update(block_resource(block)))
+        with block_errors():
+            return block_of(await self.update(block_resource(block)))
 
     async def delete_block(self, block: Block) -> None:
         """Deletes a block of that very version. Raises BlockConflict, BlockStoreError."""
-        with _block_errors():
+        with block_errors():
             await self.delete(
                 "Block",
                 block_name(block.cidr),
@@ -348,7 +334,7 @@ class LocalStore:
     def _existing(self, connection: sqlite3.Connection, key: Key) -> Resource:
         found = self._find(connection, key)
         if found is None:
-            raise NotFound(f"{_named(key)} was not found")
+            raise not_found(key)
         return found
 
     def _pools(self, connection: sqlite3.Connection) -> Pools:
@@ -365,7 +351,7 @@ class LocalStore:
         try:
             stored = from_document(json.loads(text))
         except (ValueError, RecursionError, AttributeError, InvalidResource) as error:
-            raise StoreError(f"store {self._path}: {_named(key)} cannot be read: {error}") from None
+            raise StoreError(f"store {self._path}: {named(key)} cannot be read: {error}") from None
         resource = with_meta(stored, resource_version=str(version), uid=uid, generation=generation)
         self._parsed[key] = (row, resource)
         return resource
@@ -426,13 +412,11 @@ def _key(resource: Resource) -> Key:
     return (kind_of(resource), resource.meta.name)
 
 
-def _named(key: Key) -> str:
-    return f"{key[0]} {key[1]!r}"
-
-
 def _content(resource: Resource) -> dict[str, Any]:
-    """The document without what the store itself decides."""
-    return to_document(with_meta(resource, resource_version="", uid="", generation=0))
+    """The document without what the store itself decides; with the passwords of a Secret, for the
+    file (mode 0600) is where they are kept."""
+    bare = with_meta(resource, resource_version="", uid="", generation=0)
+    return to_document(bare, with_secrets=True)
 
 
 def _outcome(old: Resource | None, new: Resource) -> str:
@@ -440,36 +424,3 @@ def _outcome(old: Resource | None, new: Resource) -> str:
         return "created"
     is_same = old.meta.resource_version == new.meta.resource_version
     return "unchanged" if is_same else "configured"
-
-
-def _check_preconditions(
-    stored: Resource, key: Key, resource_version: str | None, uid: str | None
-) -> None:
-    """Raises Conflict when a version or uid that was given is not the stored one."""
-    meta = stored.meta
-    if uid is not None and uid != meta.uid:
-        raise Conflict(f"{_named(key)} is another object now (uid {meta.uid}, not {uid})")
-    if resource_version is not None and resource_version != meta.resource_version:
-        raise Conflict(
-            f"{_named(key)} changed meanwhile (version {meta.resource_version}, not "
-            f"{resource_version or 'none'})"
-        )
-
-
-def _block(resource: Resource) -> Block:
-    if not isinstance(resource, BlockResource):
-        raise BlockStoreError(f"{resource.meta.name!r} is not a Block")
-    return resource.block
-
-
-@contextmanager
-def _block_errors() -> Iterator[None]:
-    """The IPAM's own errors for the store's."""
-    try:
-        yield
-    except AlreadyExists as error:
-        raise BlockExists(str(error)) from None
-    except (Conflict, NotFound) as error:
-        raise BlockConflict(str(error)) from None
-    except StoreError as error:
-        raise BlockStoreError(str(error)) from None

@@ -6,8 +6,8 @@ and computes everything again. A lost or doubled change notice is then harmless.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Protocol
@@ -325,6 +325,19 @@ class EventNote:
     is_warning: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with a stored resource that is there all the same; ``text`` is a sentence.
+
+    ``reason``: Malformed, Overlapping or NotOfItsPool.
+    """
+
+    kind: str
+    name: str
+    text: str
+    reason: str = "Malformed"
+
+
 Resource = (
     IPPoolResource
     | NodeResource
@@ -403,6 +416,46 @@ class InvalidResource(StoreError):
         self.field_path = field_path
         self.value = value
         self.rule = rule
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What apply() did with one resource: ``created``, ``configured`` or ``unchanged``."""
+
+    resource: Resource
+    outcome: str
+
+
+def referred_secrets(
+    peers: Iterable[BGPPeerResource], bgp: BGPConfigurationResource | None
+) -> frozenset[SecretKeyRef]:
+    """The passwords that peers and the mesh refer to; no other Secret is ever read."""
+    found = {peer.password for peer in peers}
+    if bgp is not None:
+        found.add(bgp.mesh_password)
+    return frozenset(ref for ref in found if ref is not None)
+
+
+def snapshot_of(resources: Iterable[Resource]) -> Snapshot:
+    """A Snapshot in sync of everything a store holds at one moment."""
+    ordered = sorted(resources, key=lambda resource: resource.meta.name)
+    peers = tuple(r for r in ordered if isinstance(r, BGPPeerResource))
+    configuration = next((r for r in ordered if isinstance(r, BGPConfigurationResource)), None)
+    secrets = {r.meta.name: r.passwords for r in ordered if isinstance(r, SecretResource)}
+    snapshot = Snapshot(
+        pools=tuple(r for r in ordered if isinstance(r, IPPoolResource)),
+        nodes=tuple(r for r in ordered if isinstance(r, NodeResource)),
+        peers=peers,
+        filters=tuple(r for r in ordered if isinstance(r, BGPFilterResource)),
+        blocks=tuple(r.block for r in ordered if isinstance(r, BlockResource)),
+        passwords={
+            ref: secrets[ref.name][ref.key]
+            for ref in referred_secrets(peers, configuration)
+            if ref.key in secrets.get(ref.name, {})
+        },
+        in_sync=True,
+    )
+    return snapshot if configuration is None else replace(snapshot, bgp=configuration)
 
 
 class Datastore(BlockStore, Protocol):

@@ -23,13 +23,19 @@ from routing.datastore.resources import block_name, block_resource
 from routing.datastore.snapshot import (
     AlreadyExists,
     BGPConfigurationResource,
+    BGPFilterResource,
     BGPPeerResource,
     Conflict,
+    FilterAction,
+    FilterRule,
     InvalidResource,
     IPPoolResource,
     Meta,
     NodeResource,
     NotFound,
+    Password,
+    SecretKeyRef,
+    SecretResource,
     StoreError,
 )
 from tests.fakes.store import FakeDatastore
@@ -183,6 +189,31 @@ async def test_a_snapshot_holds_everything(stores):
     assert (snapshot.pools, snapshot.nodes, snapshot.peers) == ((pool,), (node,), (peer,))
     assert (snapshot.blocks, snapshot.bgp) == ((block,), configuration)
     assert [p.name for p in snapshot.pools_for("node-a")] == ["four"]
+
+
+async def test_a_snapshot_holds_filters_and_the_passwords_that_are_referred_to(stores):
+    """Those of peers and of the mesh, and no other key of any Secret."""
+    write, read = stores
+    secret = SecretResource(
+        Meta("bgp"), {key: Password(f"of-{key}") for key in ("tor", "mesh", "other")}
+    )
+    await write.create(secret)
+    rule = await write.create(BGPFilterResource(Meta("none"), (FilterRule(FilterAction.REJECT),)))
+    await write.create(replace(PEER, password=SecretKeyRef("bgp", "tor"), filters=("none",)))
+    await write.create(
+        BGPConfigurationResource(Meta("default"), mesh_password=SecretKeyRef("bgp", "mesh"))
+    )
+    await write.create(
+        replace(PEER, meta=Meta("lost"), password=SecretKeyRef("bgp", "no-such-key"))
+    )
+
+    snapshot = await read.snapshot()
+
+    assert snapshot.filters == (rule,)
+    assert snapshot.passwords == {
+        SecretKeyRef("bgp", "tor"): Password("of-tor"),
+        SecretKeyRef("bgp", "mesh"): Password("of-mesh"),
+    }
 
 
 # -- rules between resources ---------------------------------------------------------------

@@ -15,29 +15,32 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import count
 
-from cni.ipam.block import Block, BlockConflict, BlockExists, BlockStoreError
+from cni.ipam.block import Block
+from routing.datastore.preconditions import (
+    Key,
+    already_exists,
+    block_errors,
+    block_of,
+    check_preconditions,
+    not_found,
+)
 from routing.datastore.resources import block_name, block_resource, kind_of, spec_of, with_meta
 from routing.datastore.rules import check_deleted, check_written
 from routing.datastore.snapshot import (
     AlreadyExists,
-    BGPConfigurationResource,
-    BGPPeerResource,
     BlockResource,
     Conflict,
     IPPoolResource,
-    NodeResource,
-    NotFound,
     Resource,
     Snapshot,
     StoreError,
+    snapshot_of,
 )
 
-Key = tuple[str, str]
 State = dict[Key, Resource]
 Resources = list[Resource]
 Blocks = list[Block]
@@ -164,18 +167,7 @@ class FakeDatastore:
         async with self._call("snapshot"):
             resources = self._read().values()
             self._seen = self._written
-            configuration = next(
-                (r for r in resources if isinstance(r, BGPConfigurationResource)), None
-            )
-            ordered = sorted(resources, key=lambda r: r.meta.name)
-            found = Snapshot(
-                pools=tuple(r for r in ordered if isinstance(r, IPPoolResource)),
-                nodes=tuple(r for r in ordered if isinstance(r, NodeResource)),
-                peers=tuple(r for r in ordered if isinstance(r, BGPPeerResource)),
-                blocks=tuple(r.block for r in ordered if isinstance(r, BlockResource)),
-                in_sync=True,
-            )
-            return found if configuration is None else replace(found, bgp=configuration)
+            return snapshot_of(resources)
 
     async def changed(self) -> None:
         while self._seen is not None and self._seen == self._written:
@@ -210,22 +202,22 @@ class FakeDatastore:
     # -- BlockStore ------------------------------------------------------------------------
 
     async def list_blocks(self) -> Blocks:
-        with _block_errors():
+        with block_errors():
             async with self._call("list_blocks"):
                 return [r.block for r in self._listed("Block") if isinstance(r, BlockResource)]
 
     async def create_block(self, block: Block) -> Block:
-        with _block_errors():
+        with block_errors():
             async with self._call("create_block"):
-                return _block(self._insert(block_resource(block)))
+                return block_of(self._insert(block_resource(block)))
 
     async def update_block(self, block: Block) -> Block:
-        with _block_errors():
+        with block_errors():
             async with self._call("update_block"):
-                return _block(self._replace(block_resource(block)))
+                return block_of(self._replace(block_resource(block)))
 
     async def delete_block(self, block: Block) -> None:
-        with _block_errors():
+        with block_errors():
             async with self._call("delete_block"):
                 self._delete(
                     "Block", block_name(block.cidr), block.resource_version, block.uid or None
@@ -257,13 +249,13 @@ class FakeDatastore:
     @staticmethod
     def _existing(state: State, key: Key) -> Resource:
         if key not in state:
-            raise NotFound(f"{key[0]} {key[1]!r} was not found")
+            raise not_found(key)
         return state[key]
 
     def _insert(self, resource: Resource) -> Resource:
         key = (kind_of(resource), resource.meta.name)
         if key in self._state:
-            raise AlreadyExists(f"{key[0]} {key[1]!r} exists already")
+            raise already_exists(key)
         stored = with_meta(
             resource,
             resource_version=str(next(self._versions)),
@@ -276,7 +268,9 @@ class FakeDatastore:
     def _replace(self, resource: Resource) -> Resource:
         key = (kind_of(resource), resource.meta.name)
         old = self._existing(self._state, key)
-        _check(old, resource.meta.resource_version, resource.meta.uid or None)
+        check_preconditions(
+            old.meta, key, resource.meta.resource_version, resource.meta.uid or None
+        )
         kept = old.meta
         same = with_meta(
             resource,
@@ -297,7 +291,7 @@ class FakeDatastore:
 
     def _delete(self, kind: str, name: str, resource_version: str | None, uid: str | None) -> None:
         old = self._existing(self._state, (kind, name))
-        _check(old, resource_version, uid)
+        check_preconditions(old.meta, (kind, name), resource_version, uid)
         after = {key: r for key, r in self._state.items() if key != (kind, name)}
         check_deleted(
             old, blocks=lambda: [r for r in after.values() if isinstance(r, BlockResource)]
@@ -352,28 +346,3 @@ class _Call:
             return await held.gate
         finally:
             self._store.held.remove(held)
-
-
-def _check(stored: Resource, resource_version: str | None, uid: str | None) -> None:
-    if uid is not None and uid != stored.meta.uid:
-        raise Conflict(f"{stored.meta.name!r} is another object now")
-    if resource_version is not None and resource_version != stored.meta.resource_version:
-        raise Conflict(f"{stored.meta.name!r} changed meanwhile")
-
-
-def _block(resource: Resource) -> Block:
-    if not isinstance(resource, BlockResource):
-        raise TypeError(f"{resource!r} is not a Block")
-    return resource.block
-
-
-@contextmanager
-def _block_errors() -> Iterator[None]:
-    try:
-        yield
-    except AlreadyExists as error:
-        raise BlockExists(str(error)) from None
-    except (Conflict, NotFound) as error:
-        raise BlockConflict(str(error)) from None
-    except StoreError as error:
-        raise BlockStoreError(str(error)) from None

@@ -283,7 +283,7 @@ def test_what_every_kind_refuses(given, sentence):
         ({"cidr": "fe80::/64"}, "must not reach into fe80::/10 (link-local)"),
         ({"cidr": "ff02::/64"}, "must not reach into ff00::/8 (multicast)"),
         ({"cidr": "::/64"}, "must not reach into ::/128 (unspecified)"),
-        ({"cidr": "::ffff:10.0.0.0/112"}, "must not reach into ::ffff:0:0/96 (IPv4-mapped)"),
+        ({"cidr": "::ffff:10.0.0.0/112"}, "must not be IPv4-mapped; write 10.0.0.0/16"),
         ({"blockSize": 19}, "spec.blockSize = 19: must be a whole number from 20 to 32"),
         ({"blockSize": 33}, "must be a whole number from 20 to 32"),
         ({"blockSize": True}, "spec.blockSize = True: must be a whole number"),
