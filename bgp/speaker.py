@@ -27,12 +27,11 @@ from pathlib import Path as FilePath
 
 from bgp import exabgp_api as api
 from bgp import exabgp_commands as commands
-from bgp import exabgp_conf
 from bgp.advertising import AdvertisementDelta as AdvertisementDelta
 from bgp.advertising import AdvertisementKey as AdvertisementKey
 from bgp.advertising import BgpFailure as BgpFailure
 from bgp.advertising import NotSent as NotSent
-from bgp.conf_file import read_conf, write_conf
+from bgp.conf_file import ConfFile
 from bgp.conversation import Conversation, ConversationLost
 from bgp.exabgp_api import Hello
 from bgp.exabgp_commands import ProtocolError
@@ -86,10 +85,10 @@ class Speaker:
             python: interpreter for the bridge.
         """
         self._socket_path = socket_path
-        self._conf_path = conf_path
         self._clock = clock
         self._on_change = on_change
-        self._python = python
+        self._conf_file = ConfFile(conf_path, python=python, bridge=BRIDGE, socket_path=socket_path)
+        self._is_unwritten = False
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._conversation: Conversation | None = None
@@ -98,7 +97,6 @@ class Speaker:
         self._beliefs = Sessions()
         self._unreadable_lines = 0
         self._peers: dict[Address, Peer] | None = None
-        self._conf: exabgp_conf.Conf | None = None
         self._loaded_marks: frozenset[str] | None = None
         self._loaded = asyncio.Event()
         self._work = asyncio.Event()
@@ -197,14 +195,10 @@ class Speaker:
             OSError: the file cannot be written; nothing changes.
         """
         wanted = dict(peers)
-        if wanted == self._peers and read_conf(self._conf_path) is not None:
+        if wanted == self._peers and not self._conf_file.is_missing:
             return
-        conf = exabgp_conf.render(
-            wanted, python=self._python, bridge=BRIDGE, socket_path=self._socket_path
-        )
-        if read_conf(self._conf_path) != conf.text:
-            write_conf(self._conf_path, conf.text)
-        self._peers, self._conf = wanted, conf
+        self._conf_file.set_peers(wanted)
+        self._peers = wanted
         self._beliefs.configure({a: peer.local_address for a, peer in wanted.items()})
         self._held = {key: value for key, value in self._held.items() if self._is_ours(key)}
         self._note_loaded()
@@ -241,7 +235,30 @@ class Speaker:
                 elif self._out.get(key) != value:
                     self._held[key] = value
             failures.extend(await self._send(sendable))
+            problem = self._write_announced()
+            if problem is not None:
+                self._work.set()
+                failures.extend(NotSent(key, operation, problem) for operation, key, _ in changes)
         return failures
+
+    def _write_announced(self) -> str | None:
+        """Brings exabgp.conf's routes up to what ExaBGP has. Returns why not, or None.
+
+        What is held for a session that never came up stays out, for ExaBGP throws reloads away
+        while it has a route that it cannot send; and what is to be withdrawn goes at once.
+        """
+        announced = {
+            key: value
+            for key, value in self._out_and_held().items()
+            if value is not None and key in self._out
+        }
+        try:
+            self._conf_file.set_announced(announced)
+        except OSError as error:
+            self._is_unwritten = True
+            return f"exabgp.conf cannot be written: {error}"
+        self._is_unwritten = False
+        return None
 
     async def send_end_of_rib(self, peer: Address, family: Family) -> None:
         """Sends End-of-RIB, after everything that ``apply`` has taken for this peer.
@@ -436,6 +453,7 @@ class Speaker:
                 # This is how ExaBGP shows `self`, and `self` is how the hub says it.
                 advertisement = replace(advertisement, next_hop=None)
             self._out[peer, advertisement.prefix] = advertisement
+        self._write_announced()
 
     async def _learn_states(self, conversation: Conversation) -> None:
         lines = await _lines(conversation, commands.SHOW_NEIGHBORS)
@@ -453,9 +471,10 @@ class Speaker:
             self._loaded.set()
 
     def _needs_reload(self) -> bool:
-        if self._conf is None:
+        mark = self._conf_file.mark
+        if mark is None:
             return False
-        return self._loaded_marks != (frozenset({self._conf.mark}) if self._peers else frozenset())
+        return self._loaded_marks != (frozenset({mark}) if self._peers else frozenset())
 
     # -- what is done in the background --------------------------------------------------------
 
@@ -473,8 +492,10 @@ class Speaker:
                 for peer in {key[0] for key in self._held}:
                     if self._beliefs.is_established(peer):
                         refused += await self._hand_over(peer)
+                self._write_announced()
             working = asyncio.create_task(self._work.wait())
-            wait_s = RETRY_S if self._needs_reload() or refused else None
+            is_unfinished = self._needs_reload() or refused or self._is_unwritten
+            wait_s = RETRY_S if is_unfinished else None
             try:
                 await asyncio.wait(
                     {working, reading}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED

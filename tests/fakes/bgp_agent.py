@@ -33,6 +33,7 @@ def peer_from(words: dict[str, Any]) -> Peer:
         local_address=ip_address(words["local_address"]),
         router_id=IPv4Address(words["router_id"]),
         hold_time_s=words["hold_time_s"],
+        graceful_restart_s=words["graceful_restart_s"],
     )
 
 

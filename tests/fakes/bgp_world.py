@@ -51,10 +51,13 @@ class Routers:
     Router n (1, 2) is 192.0.2+n... : node 10.255.n.1, router 10.255.n.2; IPv6 2001:db8:n::1, ::2.
     """
 
-    def __init__(self, directory: Path, *, graceful_restart: bool = True) -> None:
+    def __init__(
+        self, directory: Path, *, graceful_restart: bool = True, programs_kernel: bool = False
+    ) -> None:
         self._prefix = f"s32t-{os.getpid()}-b{next(_serial)}"
         self.node = f"{self._prefix}-n"
         self._graceful_restart = graceful_restart
+        self._programs_kernel = programs_kernel
         self._made: list[str] = []
         self._sends: dict[int, list[str]] = {1: [], 2: []}
         self.export_actions: dict[int, str] = {1: "", 2: ""}
@@ -69,7 +72,7 @@ class Routers:
     def _build(self, directory: Path) -> None:
         self._namespace(self.node)
         for number in (1, 2):
-            netns = f"{self._prefix}-r{number}"
+            netns = self.namespace(number)
             self._namespace(netns)
             _ip("-n", self.node, "link", "add", f"up{number}", "type", "veth",
                 "peer", "name", "down0", "netns", netns)  # fmt: skip
@@ -94,6 +97,10 @@ class Routers:
         for name in reversed(self._made):
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
         self._made.clear()
+
+    def namespace(self, number: int) -> str:
+        """Router ``number``'s network namespace."""
+        return f"{self._prefix}-r{number}"
 
     def swallow(self, number: int, host: int) -> Address:
         """An address on router ``number``'s link where everything sent vanishes unanswered."""
@@ -137,7 +144,9 @@ class Routers:
             for version in (4, 6)
         }
         restart = "graceful restart on;" if self._graceful_restart else "graceful restart off;"
+        kernel = "protocol kernel { ipv4 { import none; export all; }; }"
         return f"""\
+{kernel if self._programs_kernel else ""}
 log stderr all;
 router id 10.255.{number}.2;
 debug protocols {{ states, packets }};

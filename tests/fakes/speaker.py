@@ -111,11 +111,13 @@ class FakeWorld:
             self.speaker.changed(f"end_of_rib:{address}")
 
     def lose_exabgp(self) -> None:
-        """ExaBGP dies: every session ends; what was learned stays believed for a while."""
+        """ExaBGP dies: every session ends; what was learned stays believed for a while.
+
+        What we announced is in its file, so the next one has it.
+        """
         self.is_exabgp_here = False
         if self.speaker is not None:
             self.speaker.exabgp_is_lost()
-        self.adj_rib_out.clear()
         for address, neighbor in self.neighbors.items():
             if neighbor.is_up:
                 self.down(address, "ExaBGP restarted")

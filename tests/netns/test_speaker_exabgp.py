@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from bgp.exabgp_conf import render
+from bgp import conf_file
+from bgp.exabgp_conf import announced_in, render
 from bgp.paths import Address, Advertisement, Family, Peer, Prefix
 from bgp.speaker import BRIDGE, Speaker
 from bgp.supervise import exabgp_command, exabgp_environment
@@ -116,7 +118,8 @@ async def test_exabgp_ends_and_another_takes_its_place(
     assert str(BLOCK) in bird.routes("node")
     node.start_exabgp()
     await node.connected()
-    assert await node.speaker.adj_rib_out() == {}
+    # From its file, for nobody has told it anything yet.
+    assert await node.speaker.adj_rib_out() == wanted_by(peer)
     await eventually(lambda: is_established(node.speaker, peer.address), what="session")
     # Believed all the time, whether it has been heard again yet or not.
     assert (peer.address, ip_network(LEARNED)) in node.speaker.paths()
@@ -190,6 +193,52 @@ async def test_a_peer_can_be_added_while_another_is_out_of_reach(
     await eventually(lambda: is_established(node.speaker, two.address), what="session with 2")
     assert time.monotonic() - began_s < 10
     assert await node.speaker.adj_rib_out() == wanted_by(one)
+    # Nor may the file have ExaBGP wait, should it start now.
+    assert announced_in(node.conf.read_text()) == {}
+
+
+async def test_the_file_has_what_exabgp_has_and_not_what_is_to_go(
+    routers: Routers, node: RealSpeakers
+) -> None:
+    """Withdrawn means gone from the file too, whether the session is up or not."""
+    peer = await settled(routers, node)
+    other = ip_network("10.244.7.0/26")
+    both = wanted_by(peer) | {(peer.address, other): Advertisement(other, med=3)}
+    assert await node.speaker.apply(diff(both, await node.speaker.adj_rib_out())) == []
+    assert announced_in(node.conf.read_text()) == both
+    assert node.conf.stat().st_mode & 0o777 == 0o600
+    assert await node.speaker.apply(diff(wanted_by(peer), both)) == []
+    assert announced_in(node.conf.read_text()) == wanted_by(peer)
+    routers.birds[1].stop()
+    await eventually(lambda: not is_established(node.speaker, peer.address), what="down")
+    assert await node.speaker.apply(diff({}, wanted_by(peer))) == []
+    assert announced_in(node.conf.read_text()) == {}
+    # The mark is the old one, so nothing of this asked for a reload.
+    assert not node.speaker._needs_reload()
+
+
+async def test_a_file_that_cannot_be_written_is_said_and_tried_again(
+    routers: Routers, node: RealSpeakers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peers are told all the same; the hub learns that a restart would forget it."""
+    peer = await settled(routers, node)
+    write, full = conf_file.write_conf, [True]
+
+    def write_or_not(path: str, text: str) -> None:
+        if full[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, text)
+
+    monkeypatch.setattr(conf_file, "write_conf", write_or_not)
+    other = ip_network("10.244.7.0/26")
+    both = wanted_by(peer) | {(peer.address, other): Advertisement(other)}
+    (failure,) = await node.speaker.apply(diff(both, await node.speaker.adj_rib_out()))
+    assert failure.key == (peer.address, other)
+    assert "exabgp.conf cannot be written" in failure.error
+    await eventually(lambda: str(other) in routers.birds[1].routes("node"), what="announced")
+    assert announced_in(node.conf.read_text()) == wanted_by(peer)
+    full[0] = False
+    await eventually(lambda: announced_in(node.conf.read_text()) == both, what="written later")
 
 
 async def test_two_changes_of_the_peers_in_a_row_both_take_effect(
@@ -220,7 +269,9 @@ async def test_two_changes_of_the_peers_in_a_row_both_take_effect(
 class AgentProcess:
     """tests/fakes/bgp_agent.py on the node's files."""
 
-    def __init__(self, directory: Path, peer: Peer, *, announce: list[str]) -> None:
+    def __init__(
+        self, directory: Path, peer: Peer, *, announce: list[str], graceful_restart_s: int = 120
+    ) -> None:
         self.conf = directory / "exabgp.conf"
         self._report = directory / "report.json"
         self._plan = directory / "plan.json"
@@ -240,6 +291,7 @@ class AgentProcess:
                             "local_address": str(peer.local_address),
                             "router_id": str(peer.router_id),
                             "hold_time_s": peer.hold_time_s,
+                            "graceful_restart_s": graceful_restart_s,
                         }
                     ],
                 }
