@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from bgp.paths import Address, Path, Peer, Prefix
 
 DEFAULT_LOCAL_PREF = 100
+GRACEFUL_SHUTDOWN = "65535:0"
+"""Well-known community (RFC 8326 section 5): this path is about to go, any other is better."""
 MAX_MULTIPATH = 16
 
 
@@ -43,6 +45,10 @@ def best_paths(
 
 def _best(paths: list[Path], peers: Mapping[Address, Peer]) -> list[Path]:
     def preference(path: Path) -> int:
+        if GRACEFUL_SHUTDOWN in path.communities:
+            # Whoever sends it: from another AS as LOCAL_PREF 0 (section 4.2), and a router of our
+            # own AS has set that itself.
+            return 0
         # LOCAL_PREF from another AS must be ignored (section 5.1.5).
         if peers[path.peer].is_ebgp or path.local_pref is None:
             return -DEFAULT_LOCAL_PREF

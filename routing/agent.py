@@ -35,7 +35,6 @@ from cni.server import CniServer
 from cni.wiring import KernelWiring
 from routing.control import ControlServer
 from routing.datastore.local import LocalStore
-from routing.desired import peers_for
 from routing.fib import KernelFib
 from routing.links import link_of
 from routing.readiness import Seen, readiness
@@ -254,7 +253,7 @@ class Agent:
                 unread_store=store_error if not snapshot.pools else None,
                 shortage=self._allocator.shortage(store_error),
                 edge_error=self._loop.edge_error,
-                peers=peers_for(snapshot, self._settings.node),
+                peers=self._loop.peer_names,
                 sessions=self._speaker.sessions(),
                 is_speaker_connected=self._speaker.is_connected,
                 has_learned_routes=self._loop.report.has_learned_routes,
@@ -318,4 +317,5 @@ class Agent:
             else round(now_s - report.finished_at_s, 3),
             store=str(self._settings.store),
             ipam_problems=self._allocator.problems(),
+            unusable=self._speaker.rejections(),
         )

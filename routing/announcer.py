@@ -12,7 +12,8 @@ import structlog
 
 from bgp.paths import Advertisement, Family, Peer, PeerStatus, SessionState
 from routing.delta import Delta, Failure, diff
-from routing.desired import AdvertisementKey, Desired
+from routing.desired import Desired
+from routing.export_policy import AdvertisementKey
 from routing.report import STORE_OUT_OF_SYNC, Held
 from routing.routes import Address, RouteKey
 from routing.speaking import SpeakerFace

@@ -2,22 +2,29 @@
 
 No I/O and no clock. ``desired(inputs)`` is called on every pass with whole inputs and returns
 whole tables; nothing here remembers the previous answer.
+
+The order of a learned path's way: import policy (one path at a time), max-prefix, owners, next
+hops, the decision process, one origin. What falls out has a reason token (docs/policy.md).
 """
 
 from __future__ import annotations
 
-import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 
 from bgp.decision import best_paths
 from bgp.paths import Advertisement, Path, Peer
 from cni.ipam.block import Block, BlockState
 from cni.podlink import GATEWAY_V4
-from routing.datastore.selector import Selector
-from routing.datastore.snapshot import BGPPeerResource, NodeResource, Snapshot
-from routing.links import LinkState, connected_link, link_of, local_addresses
+from routing.datastore.snapshot import Snapshot
+from routing.drain import DrainPhase
+from routing.export_policy import AdvertisementKey, Export, Speaking, export
+from routing.import_policy import ImportPolicy, RejectedPath, within_limits, without
+from routing.links import LinkState
+from routing.next_hops import KernelRoute, Resolver, resolve_all
+from routing.ownership import NOT_OWNER, Ownership, OwnershipConflict, guard, one_origin
 from routing.routes import (
     Address,
     NextHop,
@@ -28,60 +35,74 @@ from routing.routes import (
     host_prefix,
     next_hop_order,
 )
+from routing.topology import SessionIntent, Topology, find_node, node_asn
 
-AdvertisementKey = tuple[Address, Prefix]
+NEXT_HOP_UNREACHABLE = "next-hop-unreachable"
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """Everything the heart may look at.
 
-    ``pod_addresses`` maps a host interface to its pod's addresses. ``peer_sources`` is the
-    kernel's choice of source address for each peer (absent: no route to it).
+    Attributes:
+        pod_addresses: host interface to its pod's addresses.
+        topology: the sessions that ``snapshot`` asks for.
+        peer_sources: our end of each session by peer address (absent: no way to the peer).
+        lingering: sessions that are asked for no more and kept for a while (make before break).
+        closed: peers whose session is kept closed, and why.
+        kernel_routes: other programs' routes towards next hops that are on no link of ours.
+        phase: how far this node has left the network.
     """
 
     node: str
     snapshot: Snapshot
     pod_addresses: Mapping[str, tuple[Address, ...]]
+    topology: Topology
     paths: Iterable[Path]
     links: Mapping[str, LinkState]
     peer_sources: Mapping[Address, Address]
-
-
-@dataclass(frozen=True, slots=True)
-class RejectedPath:
-    """A learned path that is not used; ``reason`` is a token, ``detail`` a sentence."""
-
-    path: Path
-    reason: str
-    detail: str
+    lingering: Mapping[Address, SessionIntent] = field(default_factory=dict)
+    closed: Mapping[Address, str] = field(default_factory=dict)
+    kernel_routes: Mapping[Address, KernelRoute] = field(default_factory=dict)
+    phase: DrainPhase = DrainPhase.SERVING
 
 
 @dataclass(frozen=True, slots=True)
 class Desired:
     """One mapping per table, keyed as that table is keyed, and what could not be wanted.
 
-    ``backing``: the routes that must be in the kernel before a prefix may be announced.
+    Attributes:
+        peers: the sessions as the speaker takes them; ``sessions`` has their intents.
+        backing: the routes that must be in the kernel before a prefix may be announced.
+        to_close: peers that exceed maxPrefixes so that their session must end, and why. They are
+            in no table already.
+        conflicts: blocks that somebody announces who does not own them.
     """
 
     routes: Mapping[RouteKey, Route] = field(default_factory=dict)
     kinds: Mapping[RouteKey, RouteKind] = field(default_factory=dict)
     peers: Mapping[Address, Peer] = field(default_factory=dict)
+    sessions: Mapping[Address, SessionIntent] = field(default_factory=dict)
     advertisements: Mapping[AdvertisementKey, Advertisement] = field(default_factory=dict)
     backing: Mapping[Prefix, frozenset[RouteKey]] = field(default_factory=dict)
     best: Mapping[Prefix, tuple[Path, ...]] = field(default_factory=dict)
     rejected: tuple[RejectedPath, ...] = ()
+    to_close: Mapping[Address, str] = field(default_factory=dict)
+    conflicts: tuple[OwnershipConflict, ...] = ()
     problems: tuple[str, ...] = ()
+    phase: DrainPhase = DrainPhase.SERVING
 
 
 def desired(inputs: Inputs) -> Desired:
     """What every table of this node should hold."""
-    problems: list[str] = []
-    this_node = _this_node(inputs, problems)
+    problems: list[str] = list(inputs.topology.problems)
     blocks = own_blocks(inputs.snapshot.blocks, inputs.node)
-    peers = _peers(inputs, this_node, problems)
-    accepted, rejected = _import(inputs, blocks, peers)
-    best = best_paths(accepted, peers)
+    sessions, peers = _sessions(inputs, problems)
+    learned = _learn(inputs, blocks, sessions, peers)
+    problems += learned.problems
+    for address in learned.to_close:
+        sessions.pop(address)
+        peers.pop(address)
 
     routes: dict[RouteKey, Route] = {}
     kinds: dict[RouteKey, RouteKind] = {}
@@ -102,22 +123,23 @@ def desired(inputs: Inputs) -> Desired:
     # Proxy-ARP answers for the gateway only when the host itself has a route to it, and on a node
     # that learns its default route by BGP there is none until BGP is up (DESIGN.md, gateway).
     want(IPv4Network((GATEWAY_V4, 32)), [NextHop("lo")], RouteKind.GATEWAY)
-    for prefix, paths in best.items():
-        hops = {
-            NextHop(link, path.next_hop)
-            for path in paths
-            if (link := connected_link(path.next_hop, inputs.links)) is not None
-        }
+    for prefix, paths in learned.best.items():
+        hops = frozenset().union(*(learned.hops[path.peer, prefix] for path in paths))
         want(prefix, hops, RouteKind.REMOTE)
+    exported = _export(inputs, blocks, sessions, peers)
     return Desired(
         routes=routes,
         kinds=kinds,
         peers=peers,
-        advertisements=_advertisements(blocks, peers, inputs.links, problems),
-        backing={block.cidr: frozenset({RouteKey(block.cidr)}) for block in blocks},
-        best=best,
-        rejected=tuple(rejected),
-        problems=tuple(problems),
+        sessions=sessions,
+        advertisements=exported.advertisements,
+        backing=exported.backing,
+        best=learned.best,
+        rejected=learned.rejected,
+        to_close=learned.to_close,
+        conflicts=learned.conflicts,
+        problems=(*problems, *exported.problems),
+        phase=inputs.phase,
     )
 
 
@@ -127,169 +149,109 @@ def own_blocks(blocks: Iterable[Block], node: str) -> list[Block]:
     return sorted(mine, key=lambda b: (b.cidr.version, int(b.cidr.network_address)))
 
 
-def _this_node(inputs: Inputs, problems: list[str]) -> NodeResource | None:
-    for node in inputs.snapshot.nodes:
-        if node.meta.name == inputs.node:
-            return node
-    problems.append(f"no Node resource named {inputs.node!r}: no peer can be chosen for this node")
-    return None
-
-
-def _peers(
-    inputs: Inputs, this_node: NodeResource | None, problems: list[str]
-) -> dict[Address, Peer]:
-    if this_node is None:
-        return {}
-    local_asn = this_node.asn or inputs.snapshot.bgp.asn
+def _sessions(
+    inputs: Inputs, problems: list[str]
+) -> tuple[dict[Address, SessionIntent], dict[Address, Peer]]:
+    """The sessions that shall be open, by peer address."""
+    if inputs.phase is DrainPhase.CLOSED:
+        return {}, {}
+    wanted = {intent.address: intent for intent in inputs.topology.sessions}
+    sessions: dict[Address, SessionIntent] = {}
     peers: dict[Address, Peer] = {}
-    for resource in peers_for(inputs.snapshot, inputs.node):
-        if resource.peer_ip is None or resource.asn is None:
+    for address, intent in {**inputs.lingering, **wanted}.items():
+        if address in inputs.closed:
+            problems.append(f"peer {intent.name} {address} is closed: {inputs.closed[address]}")
             continue
-        if resource.peer_ip in peers:
-            first = peers[resource.peer_ip].name
-            problems.append(
-                f"BGPPeer {resource.meta.name!r} names {resource.peer_ip} as {first!r} does; "
-                f"{first!r} is used"
-            )
-            continue
-        source = resource.source_address or inputs.peer_sources.get(resource.peer_ip)
+        source = inputs.peer_sources.get(address)
         if source is None:
-            problems.append(f"BGPPeer {resource.meta.name!r}: no route to {resource.peer_ip}")
+            problems.append(f"peer {intent.name}: no route to {address}")
             continue
-        peers[resource.peer_ip] = Peer(
-            name=resource.meta.name,
-            address=resource.peer_ip,
-            remote_asn=resource.asn,
-            local_asn=local_asn,
-            local_address=source,
-            router_id=router_id(this_node),
-            port=resource.port,
-            hold_time_s=resource.hold_time_s,
-            graceful_restart_s=resource.max_restart_time_s,
-        )
-    return peers
+        sessions[address] = intent
+        peers[address] = intent.peer(source)
+    return sessions, peers
 
 
-def peers_for(snapshot: Snapshot, node: str) -> list[BGPPeerResource]:
-    """The peers that select ``node``, in name order, whether or not they can be reached."""
-    this_node = next((each for each in snapshot.nodes if each.meta.name == node), None)
-    if this_node is None:
-        return []
-    return sorted(
-        (peer for peer in snapshot.peers if _selects(peer, this_node)),
-        key=lambda peer: peer.meta.name,
-    )
+@dataclass(frozen=True, slots=True)
+class _Learned:
+    """What remains of what peers said, and what became of the rest."""
+
+    best: Mapping[Prefix, tuple[Path, ...]]
+    hops: Mapping[tuple[Address, Prefix], frozenset[NextHop]]
+    rejected: tuple[RejectedPath, ...]
+    to_close: Mapping[Address, str]
+    conflicts: tuple[OwnershipConflict, ...]
+    problems: tuple[str, ...]
 
 
-def router_id(node: NodeResource) -> IPv4Address:
-    """The node's first IPv4 address; on an IPv6-only node 32 bits hashed from its name.
-
-    A BGP identifier must be unique in the AS and non-zero (RFC 6286), not an address.
-    """
-    for address in node.addresses:
-        if isinstance(address, IPv4Address):
-            return address
-    digest = hashlib.sha256(node.meta.name.encode()).digest()
-    return IPv4Address(int.from_bytes(digest[:4], "big") or 1)
-
-
-def _selects(peer: BGPPeerResource, node: NodeResource) -> bool:
-    if peer.node is not None:
-        return peer.node == node.meta.name
-    if peer.node_selector is not None:
-        return Selector.parse(peer.node_selector).matches(node.meta.labels)
-    return True
-
-
-def _import(
-    inputs: Inputs, blocks: list[Block], peers: Mapping[Address, Peer]
-) -> tuple[list[Path], list[RejectedPath]]:
+def _learn(
+    inputs: Inputs,
+    blocks: list[Block],
+    sessions: Mapping[Address, SessionIntent],
+    peers: Mapping[Address, Peer],
+) -> _Learned:
     """Default deny: a path is used only when no rule has a reason against it."""
-    own_networks = [block.cidr for block in blocks]
-    own_addresses = local_addresses(inputs.links)
+    this_node = find_node(inputs.snapshot, inputs.node)
+    own_asn = None if this_node is None else node_asn(inputs.snapshot, this_node)
+    own_prefixes = [block.cidr for block in blocks]
+    resolver = Resolver(inputs.links, inputs.kernel_routes)
+    policy = ImportPolicy(inputs.snapshot, own_prefixes, sessions, inputs.links, resolver, own_asn)
+    received: Counter[Address] = Counter()
     accepted: list[Path] = []
     rejected: list[RejectedPath] = []
     for path in inputs.paths:
-        verdict = (
-            _judge_prefix(path.prefix, inputs.snapshot, own_networks)
-            or _judge_path(path, peers)
-            or _judge_next_hop(path.next_hop, inputs.links, own_addresses)
-        )
-        if verdict is None:
+        received[path.peer] += 1
+        reason = policy.judge(path)
+        if reason is None:
             accepted.append(path)
         else:
-            rejected.append(RejectedPath(path, *verdict))
-    return accepted, rejected
+            rejected.append(RejectedPath(path, *reason))
+
+    limits = within_limits(received, accepted, sessions)
+    rejected += limits.rejected
+    accepted = without(accepted, limits.rejected)
+
+    ownership = Ownership(inputs.snapshot, sessions)
+    accepted, refused = guard(accepted, ownership, in_sync=inputs.snapshot.in_sync)
+    rejected += [RejectedPath(path, NOT_OWNER, str(conflict)) for path, conflict in refused]
+
+    def decide(candidates: Iterable[Path]) -> Mapping[Prefix, tuple[Path, ...]]:
+        return best_paths(candidates, peers)
+
+    hops, waiting = resolve_all(accepted, resolver, decide)
+    rejected += [
+        RejectedPath(
+            path,
+            NEXT_HOP_UNREACHABLE,
+            f"no route to next hop {path.next_hop} now; it is used as soon as there is one",
+        )
+        for path in waiting
+    ]
+    candidates = [path for path in accepted if (path.peer, path.prefix) in hops]
+    best, doubled = one_origin(
+        decide(candidates), ownership, [p.prefix for p in candidates if policy.is_in_pool(p.prefix)]
+    )
+    conflicts = (*(conflict for _, conflict in refused), *doubled)
+    return _Learned(
+        best=best,
+        hops=hops,
+        rejected=tuple(rejected),
+        to_close=limits.to_close,
+        conflicts=conflicts,
+        problems=(*limits.problems, *dict.fromkeys(str(conflict) for conflict in conflicts)),
+    )
 
 
-def _judge_prefix(prefix: Prefix, snapshot: Snapshot, own: list[Prefix]) -> tuple[str, str] | None:
-    if prefix in snapshot.bgp.import_allow:
-        return None
-    for block in own:
-        if block.version == prefix.version and prefix.subnet_of(block):  # type: ignore[arg-type]
-            return "own-block", f"{prefix} is inside our own block {block}"
-    for pool in snapshot.pools:
-        if pool.cidr.version != prefix.version:
-            continue
-        if prefix.subnet_of(pool.cidr):  # type: ignore[arg-type]
-            if prefix.prefixlen > pool.block_size:
-                return (
-                    "too-long",
-                    f"{prefix} is longer than a block (/{pool.block_size}) of {pool.meta.name!r}",
-                )
-            return None
-    return "not-in-pool", f"{prefix} is in no IPPool and not in importAllow"
-
-
-def _judge_path(path: Path, peers: Mapping[Address, Peer]) -> tuple[str, str] | None:
-    peer = peers.get(path.peer)
-    if peer is None:
-        return "no-such-peer", f"{path.peer} is not a configured peer of this node"
-    if peer.local_asn in path.as_path:
-        return "as-loop", f"our ASN {peer.local_asn} is in the AS path"
-    return None
-
-
-def _judge_next_hop(
-    next_hop: Address, links: Mapping[str, LinkState], own_addresses: set[Address]
-) -> tuple[str, str] | None:
-    if next_hop in own_addresses:
-        return "next-hop-self", f"next hop {next_hop} is an address of this node"
-    if connected_link(next_hop, links) is None:
-        return "next-hop-off-link", f"next hop {next_hop} is on no connected link that is up"
-    return None
-
-
-def _advertisements(
+def _export(
+    inputs: Inputs,
     blocks: list[Block],
+    sessions: Mapping[Address, SessionIntent],
     peers: Mapping[Address, Peer],
-    links: Mapping[str, LinkState],
-    problems: list[str],
-) -> dict[AdvertisementKey, Advertisement]:
-    wanted: dict[AdvertisementKey, Advertisement] = {}
-    for peer in peers.values():
-        for block in blocks:
-            if block.cidr.version == peer.local_address.version:
-                wanted[peer.address, block.cidr] = Advertisement(block.cidr)
-                continue
-            # The other family over this session: "self" would be an address of the wrong family.
-            next_hop = _other_family_address(peer.local_address, links, block.cidr.version)
-            if next_hop is None:
-                problems.append(
-                    f"{block.cidr} is not announced to {peer.address}: the link with "
-                    f"{peer.local_address} has no global IPv{block.cidr.version} address"
-                )
-                continue
-            wanted[peer.address, block.cidr] = Advertisement(block.cidr, next_hop)
-    return wanted
-
-
-def _other_family_address(
-    address: Address, links: Mapping[str, LinkState], version: int
-) -> Address | None:
-    link = link_of(address, links)
-    if link is None:
-        return None
-    return next(
-        (a.ip for a in link.addresses if a.version == version and not a.ip.is_link_local), None
+) -> Export:
+    return export(
+        inputs.snapshot,
+        blocks,
+        [address for addresses in inputs.pod_addresses.values() for address in addresses],
+        [Speaking(intent, peers[address].local_address) for address, intent in sessions.items()],
+        inputs.links,
+        inputs.phase,
     )

@@ -29,6 +29,7 @@ from cni.attachment import HOST_IFNAME_PREFIX
 from cni.netlink import Event, NetlinkError, NetlinkSocket, Request
 from routing.delta import Delta, Failure
 from routing.links import Interface, LinkState
+from routing.next_hops import KernelRoute
 from routing.routes import PROTOCOL, TABLE_MAIN, Address, Route, RouteKey
 from routing.rtmessage import (
     Holder,
@@ -38,6 +39,7 @@ from routing.rtmessage import (
     new_route,
     parse_holder,
     parse_route,
+    parse_way,
     place_of,
     protocol_name,
 )
@@ -98,6 +100,10 @@ class Fib(Protocol):
 
     async def source_for(self, destination: Address) -> Address | None:
         """The source address the kernel would use towards ``destination``; None: unroutable."""
+
+    async def ways_to(self, destinations: Collection[Address]) -> dict[Address, KernelRoute]:
+        """Other programs' routes towards ``destinations``, as the kernel matches them; what our
+        own routes cover, or none does, is left out."""
 
     async def holder_of(self, destination: Address) -> str | None:
         """Where a route to this very address leads, by whichever rule, table and metric the
@@ -201,34 +207,39 @@ class KernelFib:
 
     async def source_for(self, destination: Address) -> Address | None:
         """The kernel's choice of source towards ``destination``; None when it is unroutable."""
-        answer = self._look_up(destination, flags=0)
+        answer = _look_up(self._socket, destination, flags=0)
         if answer is None:
             return None
         source = nl.attributes(answer, nl.RTMSG.size).get(nl.RTA_PREFSRC)
         return ip_address(source) if source else None
 
+    async def ways_to(self, destinations: Collection[Address]) -> dict[Address, KernelRoute]:
+        """Other programs' routes towards ``destinations``; ours, and what has none, is left out.
+
+        Raises:
+            NetlinkError: the kernel refused the question.
+        """
+
+        def work(socket: NetlinkSocket) -> dict[Address, KernelRoute]:
+            found = {}
+            for destination in destinations:
+                answer = _look_up(socket, destination, flags=nl.RTM_F_FIB_MATCH)
+                way = None if answer is None else parse_way(answer, socket.ifname)
+                if way is not None:
+                    found[destination] = way
+            return found
+
+        return await self._run(work, len(destinations) > INLINE_CHANGES)
+
     async def holder_of(self, destination: Address) -> str | None:
         """Where a route to this very address leads; None when only wider ones match."""
-        answer = self._look_up(destination, flags=nl.RTM_F_FIB_MATCH)
+        answer = _look_up(self._socket, destination, flags=nl.RTM_F_FIB_MATCH)
         if answer is None or answer[1] != destination.max_prefixlen:
             return None
         parts = nl.attributes(answer, nl.RTMSG.size)
         if nl.RTA_MULTIPATH in parts:
             return "several interfaces"
         return self._socket.ifname(nl.u32(parts[nl.RTA_OIF])) if nl.RTA_OIF in parts else None
-
-    def _look_up(self, destination: Address, *, flags: int) -> bytes | None:
-        """The kernel's answer for a packet to ``destination``; None when it would not send it."""
-        family = AF_INET if destination.version == 4 else AF_INET6
-        body = nl.RTMSG.pack(family, destination.max_prefixlen, 0, 0, 0, 0, 0, 0, flags)
-        body += nl.attribute(nl.RTA_DST, destination.packed)
-        try:
-            answer = self._socket.get(nl.RTM_GETROUTE, body)
-        except NetlinkError as error:
-            if error.errno in _UNROUTABLE:
-                return None
-            raise
-        return answer if answer[7] in (nl.RTN_UNICAST, nl.RTN_LOCAL) else None
 
     async def changed(self) -> str:
         """Waits for a change by another hand; "overflow", or what changed, joined by "+".
@@ -486,6 +497,20 @@ class _Pass:
 
     def _fail(self, key: RouteKey, operation: str, error: Exception) -> None:
         self._failures.append(Failure(key, operation, str(error)))
+
+
+def _look_up(socket: NetlinkSocket, destination: Address, *, flags: int) -> bytes | None:
+    """The kernel's answer for a packet to ``destination``; None when it would not send it."""
+    family = AF_INET if destination.version == 4 else AF_INET6
+    body = nl.RTMSG.pack(family, destination.max_prefixlen, 0, 0, 0, 0, 0, 0, flags)
+    body += nl.attribute(nl.RTA_DST, destination.packed)
+    try:
+        answer = socket.get(nl.RTM_GETROUTE, body)
+    except NetlinkError as error:
+        if error.errno in _UNROUTABLE:
+            return None
+        raise
+    return answer if answer[7] in (nl.RTN_UNICAST, nl.RTN_LOCAL) else None
 
 
 def _read_links(socket: NetlinkSocket) -> dict[str, LinkState]:

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 
 from bgp.paths import PeerStatus, SessionState
 from cni.attach import Unready
-from routing.datastore.snapshot import BGPPeerResource
 from routing.routes import Address
+from routing.topology import PeerName
 
 NOT_AVAILABLE = 50
 LIMITED_CONNECTIVITY = 51
@@ -45,7 +45,7 @@ class Seen:
     unread_store: str | None = None
     shortage: str | None = None
     edge_error: str | None = None
-    peers: Sequence[BGPPeerResource] = ()
+    peers: Sequence[PeerName] = ()
     sessions: Mapping[Address, PeerStatus] = field(default_factory=dict)
     is_speaker_connected: bool = True
     has_learned_routes: bool = False
@@ -80,7 +80,7 @@ def _cut_off(seen: Seen) -> str | None:
             f"no BGP session is known to be up with {_names(seen.peers)}: "
             "ExaBGP is not connected to the agent, and no route learned before is kept"
         )
-    statuses = [(peer, seen.sessions.get(peer.peer_ip)) for peer in seen.peers if peer.peer_ip]
+    statuses = [(peer, seen.sessions.get(peer.address)) for peer in seen.peers]
     if any(status and status.state is SessionState.ESTABLISHED for _, status in statuses):
         return None
     told = [f"{_name(peer)} ({_reason(status)})" for peer, status in statuses[:PEERS_TOLD_MAX]]
@@ -93,14 +93,14 @@ def _reason(status: PeerStatus | None) -> str:
     return status.last_reason or "never up so far"
 
 
-def _name(peer: BGPPeerResource) -> str:
-    return f"{peer.meta.name} {peer.peer_ip}"
+def _name(peer: PeerName) -> str:
+    return f"{peer.name} {peer.address}"
 
 
-def _names(peers: Sequence[BGPPeerResource]) -> str:
+def _names(peers: Sequence[PeerName]) -> str:
     return ", ".join(map(_name, peers[:PEERS_TOLD_MAX])) + _others(peers)
 
 
-def _others(peers: Sequence[BGPPeerResource]) -> str:
+def _others(peers: Sequence[PeerName]) -> str:
     others = len(peers) - PEERS_TOLD_MAX
     return f" and {others} more" if others > 0 else ""

@@ -34,10 +34,13 @@ from routing.desired import Desired, Inputs, desired
 from routing.fib import Fib
 from routing.host_routes import HostRoutes
 from routing.links import LinkState
+from routing.next_hops import to_look_up
 from routing.report import STORE_OUT_OF_SYNC, Held, PassReport
 from routing.routes import Address, Prefix, Route, RouteKey, next_hops_text
+from routing.session_memory import SessionMemory
 from routing.speaking import SpeakerFace
 from routing.telemetry import RepeatFilter
+from routing.topology import PeerName, find_node, sessions_for
 
 log = structlog.get_logger("routing.reconcile")
 
@@ -97,7 +100,7 @@ class Reconciler:
         self._kicked = asyncio.Event()
         self._snapshot = Snapshot()
         self._store_error: str | None = "not read yet"
-        self._sources: dict[Address, Address] = {}
+        self._sessions = SessionMemory()
         self._was_complete: set[Address] = set()
         self._announcer = Announcer(speaker)
         self._host_routes = HostRoutes(fib, lambda: self.report.actual)
@@ -120,6 +123,11 @@ class Reconciler:
         """Why the store cannot be read at present, or None."""
         return self._store_error
 
+    @property
+    def peer_names(self) -> Sequence[PeerName]:
+        """The peers this node should have, as the last pass knew them."""
+        return self._sessions.plan.topology.names
+
     def kick(self, reason: str) -> None:
         """Asks for a pass. Callable at any moment from the loop's thread; never blocks."""
         log.debug("kicked", reason=reason)
@@ -130,6 +138,9 @@ class Reconciler:
         failures_in_row = 0
         while True:
             wait_s = max(0.0, self._resync_due_s - self._clock())
+            turn_s = self._sessions.next_change_s(self._clock())
+            if turn_s is not None:
+                wait_s = min(wait_s, turn_s)
             if failures_in_row:
                 ceiling_s = min(BACKOFF_FIRST_S * 2 ** (failures_in_row - 1), BACKOFF_MAX_S)
                 wait_s = min(wait_s, ceiling_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
@@ -189,7 +200,9 @@ class Reconciler:
             # Without a read-back nothing may be concluded, let alone deleted.
             log.exception("kernel_read_failed", error=str(error))
             return True
+        await self._plan_sessions(links)
         wanted = desired(await self._inputs(pods, links))
+        self._sessions.close(wanted.to_close, self._sessions.plan.topology.sessions, self._clock())
         # Once complete is enough: a session that fails later takes its routes with it at once, and
         # a peer that is new has left nothing in the kernel.
         self._was_complete |= {a for a in wanted.peers if self._speaker.is_complete(a)}
@@ -260,24 +273,50 @@ class Reconciler:
             self._snapshot = _out_of_sync(self._snapshot)
             failures.append(Failure("store", "read", str(error)))
 
+    async def _plan_sessions(self, links: Mapping[str, LinkState]) -> None:
+        """Once a pass, and not when somebody only looks: the plan depends on what was before."""
+        topology = sessions_for(self._snapshot, self._node)
+        asked = {}
+        for address in self._sessions.to_ask(topology, links):
+            source = await self._fib.source_for(address)
+            if source is not None:
+                asked[address] = source
+        node = find_node(self._snapshot, self._node)
+        connected = self._speaker.is_connected
+        last = self.report.desired
+        self._sessions.step(
+            topology,
+            links=links,
+            asked=asked,
+            settled=[
+                address
+                for address, peer in last.peers.items()
+                if self._speaker.is_complete(address) and self._announcer.has_told_all(peer)
+            ],
+            used=[path for paths in last.best.values() for path in paths],
+            is_drained=node is not None and node.is_drained,
+            announces=bool(await self._speaker.adj_rib_out()) if connected else None,
+            now_s=self._clock(),
+        )
+
     async def _inputs(
         self, pods: tuple[ObservedLink, ...], links: Mapping[str, LinkState]
     ) -> Inputs:
-        for peer in self._snapshot.peers:
-            if peer.peer_ip is None:
-                continue
-            source = peer.source_address or await self._fib.source_for(peer.peer_ip)
-            if source is not None:
-                # A peer whose route is gone for a moment keeps its source: taking the session out
-                # of the configuration at every link flap would lose graceful restart.
-                self._sources[peer.peer_ip] = source
+        plan = self._sessions.plan
+        paths = list(self._speaker.paths().values())
+        in_use = {path.next_hop for chosen in self.report.desired.best.values() for path in chosen}
         return Inputs(
             node=self._node,
             snapshot=self._snapshot,
             pod_addresses={pod.ifname: pod.record.addresses for pod in pods},
-            paths=self._speaker.paths().values(),
+            topology=plan.topology,
+            paths=paths,
             links=links,
-            peer_sources=self._sources,
+            peer_sources=plan.sources,
+            lingering=plan.lingering,
+            closed=plan.closed,
+            kernel_routes=await self._fib.ways_to(to_look_up(paths, links, in_use)),
+            phase=plan.phase,
         )
 
     # -- applying --------------------------------------------------------------------------

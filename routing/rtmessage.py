@@ -14,6 +14,7 @@ from socket import AF_INET, AF_INET6
 
 from cni import netlink as nl
 from cni.netlink import Request, attribute, attribute_u32
+from routing.next_hops import KernelRoute
 from routing.routes import (
     METRIC,
     PROTOCOL,
@@ -209,6 +210,22 @@ def parse_route(body: bytes, name_of: _NameOf) -> Route | None:
             return None
         hops.append(NextHop(name, _parse_gateway(attributes)))
     return Route(key, tuple(sorted(hops, key=next_hop_order)))
+
+
+def parse_way(body: bytes, name_of: _NameOf) -> KernelRoute | None:
+    """The kernel's answer to a look-up that asked for the matching route; None when it is our own
+    route, leads nowhere, or its interface is gone already."""
+    if body[5] == PROTOCOL or body[7] != nl.RTN_UNICAST:
+        return None
+    parts = nl.attributes(body, nl.RTMSG.size)
+    multipath = parts.get(nl.RTA_MULTIPATH)
+    found = list(_hops(multipath)) if multipath else [(parts.get(nl.RTA_OIF), parts)]
+    hops = tuple(
+        NextHop(name, _parse_gateway(attributes))
+        for ifindex, attributes in found
+        if ifindex and (name := name_of(nl.u32(ifindex))) is not None
+    )
+    return KernelRoute(body[1], hops) if hops else None
 
 
 def _hops(multipath: bytes) -> Iterator[tuple[bytes, dict[int, bytes]]]:

@@ -12,9 +12,11 @@ from ipaddress import ip_network
 from typing import Any
 
 from bgp.paths import Path, PeerStatus, SessionState
+from bgp.sessions import RejectedRoute
 from cni.attachment import Address, Attachment, PodRef
 from cni.ipam.block import Block, BlockState
 from routing.desired import Desired
+from routing.drain import DrainPhase
 from routing.routes import Prefix, Route, RouteKey
 
 Row = dict[str, Any]
@@ -66,6 +68,7 @@ class Belief:
     last_pass_age_s: float | None
     store: str = ""
     ipam_problems: Sequence[str] = ()
+    unusable: Sequence[RejectedRoute] = ()
 
 
 def peer_rows(belief: Belief) -> list[Row]:
@@ -132,10 +135,33 @@ def route_rows(belief: Belief) -> list[Row]:
                 "next_hops": [{"gateway": str(path.next_hop), "ifname": None}],
                 "from": [str(path.peer)],
                 "as_path": list(path.as_path),
+                "reason": rejection.reason,
                 "detail": f"{rejection.reason}: {rejection.detail}",
             }
         )
+    rows += [_unusable_row(belief, each) for each in _unusable(belief)]
     return sorted(rows, key=lambda row: _prefix_order(row["prefix"]))
+
+
+def _unusable(belief: Belief) -> list[RejectedRoute]:
+    """What peers sent that is no route at all, the last word on each prefix; a route that came
+    since has replaced it."""
+    last = {(each.peer, each.prefix): each for each in belief.unusable if each.prefix is not None}
+    return [each for key, each in last.items() if key not in belief.paths]
+
+
+def _unusable_row(belief: Belief, route: RejectedRoute) -> Row:
+    return {
+        "node": belief.node,
+        "prefix": str(route.prefix),
+        "kind": "remote",
+        "state": "rejected",
+        "next_hops": [],
+        "from": [str(route.peer)],
+        "as_path": [],
+        "reason": route.reason,
+        "detail": f"{route.reason}: the UPDATE of {route.peer} is unusable for this prefix",
+    }
 
 
 def _prefix_order(prefix: str) -> tuple[int, bytes, int]:
@@ -271,6 +297,7 @@ def status_row(belief: Belief) -> Row:
             "free": sum(use.free for use in belief.usage.values()),
         },
         "pods": len(belief.pods),
+        "drain": belief.desired.phase.value,
         "last_pass_age_s": belief.last_pass_age_s,
     }
 
@@ -280,6 +307,8 @@ def _findings(belief: Belief, peers: list[Row], routes: list[Row]) -> Iterable[s
         yield f"store: {belief.store_error}"
     yield from belief.desired.problems
     yield from belief.ipam_problems
+    if belief.desired.phase is not DrainPhase.SERVING:
+        yield f"this node is being drained: {belief.desired.phase.value}"
     if not belief.speaker_connected:
         yield "ExaBGP is not connected to the agent: is `slash32 speaker` running?"
     for row in peers:

@@ -138,7 +138,8 @@ def routes(run_dir: Path, output: str, prefix: str | None) -> None:
         headers = ["NODE", "PREFIX", "KIND", "NEXT-HOP", "DEV", "FROM", "STATE", "DETAIL"]
         table = []
         for row in rows:
-            hops = row["next_hops"] or [{"gateway": "blackhole", "ifname": None}]
+            none = "-" if row["state"] == "rejected" else "blackhole"
+            hops = row["next_hops"] or [{"gateway": none, "ifname": None}]
             for index, hop in enumerate(hops):
                 first = index == 0
                 table.append(

@@ -494,6 +494,27 @@ async def test_who_holds_an_address_is_told_and_wider_routes_do_not_count(fib: F
         assert await fib.holder_of(ip_address(held)) == "up1"
 
 
+async def test_ways_are_other_programs_routes_and_not_ours(fib: Fib, world: World):
+    """A next hop behind a router: what the kernel matches, unless we wrote that ourselves."""
+    far, far6 = ip_address("203.0.113.9"), ip_address("2001:db8:ffff::9")
+    covered = ip_address("10.1.0.9")
+    assert await fib.apply(Delta(EVERY_KIND)) == []
+    asked = [far, far6, covered]
+    before = await fib.ways_to(asked)
+    assert all(way.prefix_length == 0 for way in before.values())
+    world.add_better(ip_network("203.0.113.0/24"), 4, "up1")
+    world.add_better(ip_network("2001:db8:ffff::/64"), 4, "up0")
+    found = await fib.ways_to(asked)
+    assert found[far].prefix_length == 24
+    assert [hop.ifname for hop in found[far].hops] == ["up1"]
+    assert found[far6].prefix_length == 64
+    assert [hop.ifname for hop in found[far6].hops] == ["up0"]
+    assert await fib.ways_to([]) == {}
+    ours = Route(RouteKey(ip_network("203.0.113.9/32")), (NextHop("up0", VIA_0),))
+    assert await fib.apply(Delta({ours.key: ours})) == []
+    assert far not in await fib.ways_to(asked)
+
+
 # -- changes ---------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ changed behind the driver's back, as any other program on a host would.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address
 
@@ -25,6 +25,7 @@ from cni.wiring import (
 from routing.delta import Delta, Failure
 from routing.fib import OVERFLOW, Fib, FibClosed
 from routing.links import LinkState
+from routing.next_hops import KernelRoute
 from routing.routes import (
     METRIC,
     PROTOCOL,
@@ -245,6 +246,23 @@ class FakeFib(Switches):
                     return own.ip
         return None
 
+    async def ways_to(self, destinations: Collection[Address]) -> dict[Address, KernelRoute]:
+        """The longest match of each, unless it is ours."""
+        self.raise_pending("ways_to")
+        found = {}
+        for destination in destinations:
+            matches = [
+                (prefix.prefixlen, -metric, protocol, hops)
+                for (prefix, metric), (protocol, hops) in self.table.items()
+                if prefix.version == destination.version and destination in prefix
+            ]
+            if not matches:
+                continue
+            length, _, protocol, hops = max(matches, key=lambda each: each[:2])
+            if protocol != PROTOCOL and hops:
+                found[destination] = KernelRoute(length, hops)
+        return found
+
     async def holder_of(self, destination: Address) -> str | None:
         """The best route to that very address, or the link that has it."""
         for link in self.state.values():
@@ -288,10 +306,17 @@ class FakeFib(Switches):
         self._woken.set()
 
     def add_foreign(
-        self, prefix: Prefix, protocol: int, metric: int = METRIC, *, ifname: str | None = None
+        self,
+        prefix: Prefix,
+        protocol: int,
+        metric: int = METRIC,
+        *,
+        ifname: str | None = None,
+        gateway: Address | None = None,
     ) -> None:
         """Another program's route: a black hole unless it leads somewhere."""
-        self.table[prefix, metric] = (protocol, () if ifname is None else (NextHop(ifname),))
+        hops = () if ifname is None else (NextHop(ifname, gateway),)
+        self.table[prefix, metric] = (protocol, hops)
         self.wake("route")
 
     def delete(self, prefix: Prefix, metric: int = METRIC) -> None:
@@ -391,6 +416,10 @@ class Disturbance(Fib):
     async def source_for(self, destination: Address) -> Address | None:
         """Undisturbed."""
         return await self._fib.source_for(destination)
+
+    async def ways_to(self, destinations: Collection[Address]) -> dict[Address, KernelRoute]:
+        """Undisturbed."""
+        return await self._fib.ways_to(destinations)
 
     async def holder_of(self, destination: Address) -> str | None:
         """Undisturbed."""

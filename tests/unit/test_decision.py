@@ -72,6 +72,16 @@ def test_a_higher_local_preference_wins_within_our_as() -> None:
     assert winners(path(101, local_pref=100), path(102)) == [101, 102]
 
 
+def test_a_path_that_is_about_to_go_loses_against_every_other() -> None:
+    """RFC 8326, on receipt: LOCAL_PREF 0, whatever else speaks for it, and used when alone."""
+    leaving = path(1, communities=("65000:7", "65535:0"))
+    longer = path(2, as_path=(65000, 65007, 65008), as_path_length=3)
+    assert winners(leaving, longer) == [2]
+    assert winners(leaving) == [1]
+    inside = path(101, as_path=(), as_path_length=0, local_pref=1, communities=("65535:0",))
+    assert winners(inside, path(102, as_path=(), as_path_length=0, local_pref=1)) == [102]
+
+
 def test_local_preference_from_another_as_is_ignored() -> None:
     """RFC 4271 section 5.1.5: such a peer must not decide for us."""
     assert winners(path(1, local_pref=500), path(2)) == [1, 2]

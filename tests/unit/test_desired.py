@@ -17,9 +17,10 @@ from routing.datastore.snapshot import (
     NodeResource,
     Snapshot,
 )
-from routing.desired import Inputs, desired, router_id
+from routing.desired import Inputs, desired
 from routing.links import LinkState
 from routing.routes import NextHop, Route, RouteKey, RouteKind
+from routing.topology import router_id, sessions_for
 
 TOR = ip_address("172.30.0.0")
 OWN = ip_address("172.30.0.1")
@@ -72,8 +73,9 @@ def inputs(**changes) -> Inputs:
         "paths": (),
         "links": links(),
         "peer_sources": {TOR: OWN, TOR2: OWN2},
-    }
-    return Inputs(**(values | changes))
+    } | changes
+    topology = sessions_for(values["snapshot"], values["node"])
+    return Inputs(**({"topology": topology} | values))
 
 
 def path(prefix: str, *, peer=TOR, next_hop=TOR, as_path=(64512, 64602)) -> Path:
@@ -175,7 +177,7 @@ def test_equal_paths_from_two_routers_become_one_multipath_route():
     ("bad", "reason"),
     [
         (path("192.0.2.0/24"), "not-in-pool"),
-        (path("10.0.0.0/8"), "not-in-pool"),
+        (path("10.0.0.0/8"), "too-short"),
         (path("10.244.2.7/32"), "too-long"),
         (path("10.244.1.64/26"), "own-block"),
         (path("10.244.1.64/27"), "own-block"),
@@ -183,7 +185,10 @@ def test_equal_paths_from_two_routers_become_one_multipath_route():
         (path("10.244.2.0/26", next_hop=OWN), "next-hop-self"),
         (path("10.244.2.0/26", next_hop="198.51.100.1"), "next-hop-off-link"),
         (path("10.244.2.0/26", peer=ip_address("203.0.113.9")), "no-such-peer"),
-        (path("::/0"), "not-in-pool"),
+        (path("::/0"), "default-route"),
+        (path("169.254.0.0/20"), "martian"),
+        (path("172.30.0.0/31"), "connected-network"),
+        (path("10.244.2.0/26", as_path=(64999, 64602)), "first-as"),
     ],
 )
 def test_import_is_default_deny_and_says_why(bad, reason):
@@ -198,7 +203,7 @@ def test_the_default_route_is_imported_only_because_it_is_allowed():
     default = path("0.0.0.0/0", as_path=(64512,))
     assert RouteKey(ip_network("0.0.0.0/0")) in desired(inputs(paths=(default,))).routes
     strict = snapshot(bgp=BGPConfigurationResource(Meta("default")))
-    assert desired(inputs(snapshot=strict, paths=(default,))).rejected[0].reason == "not-in-pool"
+    assert desired(inputs(snapshot=strict, paths=(default,))).rejected[0].reason == "default-route"
 
 
 def test_a_next_hop_on_a_link_that_is_down_is_not_used():

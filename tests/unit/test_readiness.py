@@ -7,13 +7,13 @@ import pytest
 
 from bgp.paths import PeerStatus, SessionState
 from cni.errors import Code
-from routing.datastore.snapshot import BGPPeerResource, Meta
 from routing.readiness import PEERS_TOLD_MAX, Seen, readiness
+from routing.topology import PeerName
 
 TOR1, TOR2 = ip_address("172.30.0.0"), ip_address("172.30.0.2")
 PEERS = (
-    BGPPeerResource(Meta("tor1"), TOR1, 64512),
-    BGPPeerResource(Meta("tor2"), TOR2, 64512),
+    PeerName("tor1", TOR1),
+    PeerName("tor2", TOR2),
 )
 UP = SessionState.ESTABLISHED
 
@@ -114,10 +114,7 @@ def test_a_session_that_was_up_when_the_speaker_went_counts_no_more():
 @pytest.mark.parametrize("is_speaker_connected", [True, False])
 def test_a_sentence_names_a_few_peers_and_counts_the_others(is_speaker_connected):
     """A node with many peers does not make a page of it."""
-    many = [
-        BGPPeerResource(Meta(f"tor{n}"), ip_address(f"172.30.0.{n}"), 64512)
-        for n in range(PEERS_TOLD_MAX + 3)
-    ]
+    many = [PeerName(f"tor{n}", ip_address(f"172.30.0.{n}")) for n in range(PEERS_TOLD_MAX + 3)]
 
     unready = readiness(Seen(peers=many, is_speaker_connected=is_speaker_connected))
 

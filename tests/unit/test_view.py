@@ -7,9 +7,11 @@ from ipaddress import IPv4Address, ip_address, ip_network
 from typing import Any
 
 from bgp.paths import Path, Peer, PeerStatus, SessionState
+from bgp.sessions import RejectedRoute
 from cni.attachment import Attachment, PodRef
 from cni.ipam.block import Block, BlockState
-from routing.desired import Desired, RejectedPath
+from routing.desired import Desired
+from routing.import_policy import RejectedPath
 from routing.routes import NextHop, Route, RouteKey, RouteKind
 from routing.view import (
     Belief,
@@ -135,9 +137,19 @@ def test_a_rejected_path_is_a_row_with_its_reason():
     )
     row = route_rows(seen)[-1]
     assert row["state"] == "rejected"
-    assert row["detail"] == "not-in-pool: why"
+    assert (row["reason"], row["detail"]) == ("not-in-pool", "not-in-pool: why")
     peer = peer_rows(seen)[0]
     assert (peer["received"], peer["accepted"], peer["advertised"]) == (2, 1, 1)
+
+
+def test_what_is_no_route_at_all_is_a_row_until_a_good_one_comes():
+    """A missing ORIGIN, say: the last word of the peer on that prefix."""
+    bad = ip_network("10.244.7.0/26")
+    seen = belief(unusable=(RejectedRoute(TOR, bad, "origin-missing"),) * 2)
+    rows = [row for row in route_rows(seen) if row["prefix"] == str(bad)]
+    assert [(row["state"], row["reason"]) for row in rows] == [("rejected", "origin-missing")]
+    mended = replace(seen, paths={**seen.paths, (TOR, bad): make_path(bad)})
+    assert str(bad) not in {row["prefix"] for row in route_rows(mended)}
 
 
 def test_a_session_that_is_down_says_why():
