@@ -152,8 +152,7 @@ class Lab:
         """BIRD on every router."""
         self.progress.say(f"starting BIRD 2 on {', '.join(t.name for t in self.plan.tors)}")
         for tor in self.plan.tors:
-            process = routers.start(self.plan, self.paths, tor, environment(self.paths))
-            self._remember(self._record.with_process(process))
+            self.start_router(tor)
 
     def nodes_with_default_route(self) -> list[str]:
         """The nodes that have a default route at this moment."""
@@ -177,19 +176,32 @@ class Lab:
         self.progress.say("starting agent and ExaBGP on every node")
         self._write_command()
         for node in plan.nodes:
-            run_dir = paths.run_dir(node.name)
-            paths.state_dir(node.name).mkdir(parents=True, exist_ok=True)
-            arguments = ["--run-dir", str(run_dir)]
-            self._start(f"speaker-{node.name}", slash32_command("speaker", *arguments), node)
-            arguments += ["--node", node.name, "--state-dir", str(paths.state_dir(node.name))]
-            arguments += ["--store", str(paths.store)]
-            self._start(f"agent-{node.name}", slash32_command("agent", *arguments), node)
+            self.start_speaker(node)
+            self.start_agent(node)
         for node in plan.nodes:
             self._slash32(
                 *("cni", "install", "--run-dir", paths.run_dir(node.name)),
                 *("--bin-dir", paths.cni_bin(node.name), "--conf-dir", paths.cni_conf(node.name)),
             )
         wait_until(self._silent_agents, what="agents", deadline_s=AGENT_DEADLINE_S)
+
+    def start_speaker(self, node: Machine) -> None:
+        """A node's speaker, at first or after the one before has ended."""
+        arguments = ["--run-dir", str(self.paths.run_dir(node.name))]
+        self._start(f"speaker-{node.name}", slash32_command("speaker", *arguments), node)
+
+    def start_agent(self, node: Machine) -> None:
+        """A node's agent, at first or after the one before has ended."""
+        paths = self.paths
+        paths.state_dir(node.name).mkdir(parents=True, exist_ok=True)
+        arguments = ["--run-dir", str(paths.run_dir(node.name)), "--node", node.name]
+        arguments += ["--state-dir", str(paths.state_dir(node.name)), "--store", str(paths.store)]
+        self._start(f"agent-{node.name}", slash32_command("agent", *arguments), node)
+
+    def start_router(self, tor: Machine) -> None:
+        """A router's BIRD, at first or after the one before has ended."""
+        process = routers.start(self.plan, self.paths, tor, environment(self.paths))
+        self._remember(self._record.with_process(process))
 
     def _write_command(self) -> None:
         """A ``slash32`` for PATH inside the lab, also when this is a bare checkout."""

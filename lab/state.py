@@ -49,7 +49,9 @@ class LabState:
     added: tuple[str, ...] = field(default=())
 
     def with_process(self, process: Process) -> LabState:
-        return replace(self, processes=(*self.processes, process))
+        """With a process that was started; it takes the place of a dead one of its name."""
+        others = tuple(known for known in self.processes if known.name != process.name)
+        return replace(self, processes=(*others, process))
 
 
 def this_process() -> Process:

@@ -23,7 +23,7 @@ import pytest
 
 from lab import build, namespaces, processes, routers, runtime, teardown
 from lab.build import Lab
-from lab.plan import Shape
+from lab.plan import Machine, Shape
 from lab.processes import Process
 from lab.waiting import Progress, wait_until
 
@@ -66,35 +66,9 @@ def kill(lab: Lab, name: str) -> None:
     wait(lambda: not processes.is_alive(victim), f"{name} to be gone")
 
 
-def start_agent(lab: Lab, node: str) -> None:
-    """Starts a node's agent as the lab did."""
-    paths = lab.paths
-    machine = next(n for n in lab.plan.nodes if n.name == node)
-    argv = build.slash32_command(
-        *("agent", "--run-dir", str(paths.run_dir(node)), "--node", node),
-        *("--state-dir", str(paths.state_dir(node)), "--store", str(paths.store)),
-    )
-    begun = processes.start(
-        f"agent-{node}",
-        argv,
-        namespace=machine.namespace,
-        env=build.environment(paths),
-        log=paths.log(f"agent-{node}"),
-    )
-    remember(lab, begun)
-
-
-def remember(lab: Lab, begun: Process) -> None:
-    """The lab's record knows the living one instead of the killed one."""
-    others = tuple(p for p in lab.record.processes if p.name != begun.name)
-    lab._remember(replace(lab.record, processes=(*others, begun)))
-
-
-def start_router(lab: Lab, tor: str) -> None:
-    """Starts a router as the lab did."""
-    machine = next(t for t in lab.plan.tors if t.name == tor)
-    begun = routers.start(lab.plan, lab.paths, machine, build.environment(lab.paths))
-    remember(lab, begun)
+def machine(lab: Lab, name: str) -> Machine:
+    """A node or a router."""
+    return next(m for m in (*lab.plan.nodes, *lab.plan.tors) if m.name == name)
 
 
 def wait(condition: Callable[[], bool], what: str) -> None:
@@ -217,7 +191,7 @@ def test_a_killed_agent_is_not_noticed_by_anybody(world: Lab):
     pods = ask(world, "node1", "pods")
     with watching(world) as watch:
         kill(world, "agent-node1")
-        start_agent(world, "node1")
+        world.start_agent(machine(world, "node1"))
         wait(lambda: healthy(world, "node1"), "the new agent")
         # A pass after the first: what the first one held back would go now.
         wait(lambda: ask(world, "node1", "status")["last_pass_age_s"] is not None, "a pass")
@@ -237,7 +211,7 @@ def test_a_restarted_agent_gives_no_address_out_twice(world: Lab):
         a for n in ("node1", "node2") for row in ask(world, n, "pods") for a in row["addresses"]
     }
     kill(world, "agent-node1")
-    start_agent(world, "node1")
+    world.start_agent(machine(world, "node1"))
     wait(lambda: healthy(world, "node1"), "the new agent")
     namespace = f"{world.plan.pods[0].namespace}-x"
     namespaces.create([namespace])
@@ -291,7 +265,7 @@ def test_a_router_that_restarts_gets_everything_back(world: Lab):
     settled(world)
     routes = own_routes(world, "node1")
     kill(world, "bird-tor1")
-    start_router(world, "tor1")
+    world.start_router(machine(world, "tor1"))
     settled(world)
     wait(lambda: own_routes(world, "node1") == routes, "the same routes as before")
     with watching(world) as watch:
