@@ -2,6 +2,7 @@
 #
 #   make demo     a lab of three nodes and a router: proves that packets cross, cleans up (root)
 #   make test     ruff, mypy --strict, import-linter and every test (root)
+#   make chaos    the fault matrix: break it on purpose, with numbers; ROWS=R1,L (root)
 #   make bench-cni  ours beside ptp + host-local, in one run (root)
 #   make setup    Debian packages and .venv, without running anything
 #   make clean    removes what the targets made inside the project
@@ -46,6 +47,11 @@ lint: setup-dev
 # PYTEST_ARGS=... narrows it, for instance PYTEST_ARGS='-m "not e2e" -x'
 test: lint
 	$(VENV)/bin/pytest $(PYTEST_ARGS)
+
+.PHONY: chaos
+# ROWS=R1,L,K2: those rows and whole groups. CHAOS_ARGS='--document docs/reliability.md' keeps it.
+chaos: setup-dev
+	$(VENV)/bin/python -m lab.chaos --rows '$(ROWS)' $(CHAOS_ARGS)
 
 .PHONY: bench-cni
 # BENCH_ARGS=... for instance BENCH_ARGS='--pods 0,1000 --rounds 60 --endurance 20000'

@@ -198,9 +198,11 @@ class Lab:
         arguments += ["--state-dir", str(paths.state_dir(node.name)), "--store", str(paths.store)]
         self._start(f"agent-{node.name}", slash32_command("agent", *arguments), node)
 
-    def start_router(self, tor: Machine) -> None:
-        """A router's BIRD, at first or after the one before has ended."""
-        process = routers.start(self.plan, self.paths, tor, environment(self.paths))
+    def start_router(self, tor: Machine, *, is_restart: bool = False) -> None:
+        """A router's BIRD, at first or after the one before has ended (``is_restart``)."""
+        process = routers.start(
+            self.plan, self.paths, tor, environment(self.paths), is_restart=is_restart
+        )
         self._remember(self._record.with_process(process))
 
     def _write_command(self) -> None:

@@ -123,19 +123,31 @@ def _templates(plan: LabPlan) -> str:
     )
 
 
-def start(plan: LabPlan, paths: LabPaths, tor: Machine, env: Mapping[str, str]) -> Process:
+def start(
+    plan: LabPlan,
+    paths: LabPaths,
+    tor: Machine,
+    env: Mapping[str, str],
+    *,
+    is_restart: bool = False,
+) -> Process:
     """Writes a router's configuration and starts its BIRD in the foreground of a session.
+
+    ``is_restart`` leaves a configuration that is there alone and has BIRD recover what its peers
+    keep for it (graceful restart, RFC 4724).
 
     Raises:
         LabFailure: BIRD is not installed.
     """
     conf = paths.bird_conf(tor.name)
     conf.parent.mkdir(parents=True, exist_ok=True)
-    conf.write_text(bird_conf(plan, tor))
+    if not (is_restart and conf.exists()):
+        conf.write_text(bird_conf(plan, tor))
+    recover = ["-R"] if is_restart else []
     bird = shutil.which("bird", path=env["PATH"]) or "bird"
     return processes.start(
         f"bird-{tor.name}",
-        [bird, "-f", "-c", str(conf), "-s", str(paths.bird_socket(tor.name))],
+        [bird, "-f", *recover, "-c", str(conf), "-s", str(paths.bird_socket(tor.name))],
         namespace=tor.namespace,
         env=env,
         log=paths.log(f"bird-{tor.name}"),

@@ -1,0 +1,128 @@
+"""``python -m lab.chaos``: runs rows of the fault matrix in labs of its own, and prints the table.
+
+Exit 0 when every row passed, 1 when one did not, 2 when a row is asked for that is not there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import groupby
+from pathlib import Path
+
+from lab import build, teardown
+from lab.chaos import kernel, links, restarts
+from lab.chaos.rows import Result, Row, Stage, Verdict, judge_controls, with_controls
+from lab.chaos.table import document, line
+from lab.chaos.world import World
+from lab.interrupts import Interrupted, interruptible
+from lab.plan import LabFailure, Shape
+from lab.waiting import Progress
+
+ROWS: list[Row] = [*restarts.ROWS, *links.ROWS, *kernel.ROWS]
+
+SHAPES = {
+    Stage.ONE_TOR: Shape(nodes=3, tors=1, pods=1),
+    Stage.TWO_TORS: Shape(nodes=2, tors=2, pods=1),
+}
+
+
+@contextmanager
+def world_of(stage: Stage) -> Iterator[World]:
+    """A lab of that stage, up, converged and quiet; taken down whatever happens."""
+    progress = Progress(io.StringIO())
+    lab = build.claim(f"x{os.getpid()}", SHAPES[stage], progress=progress)
+    try:
+        build.up(lab)
+        world = World(lab)
+        world.settled()
+        yield world
+    finally:
+        teardown.down(lab)
+
+
+def run_row(row: Row, world: World) -> Result:
+    """One experiment, and the oracle after it. A failure of the experiment is its problem."""
+    verdict = Verdict()
+    begun_s = time.monotonic()
+    try:
+        row.run(world, verdict)
+        findings = world.at_rest()
+        verdict.must(not findings, f"the oracle finds: {'; '.join(findings[:3])}")
+    except (LabFailure, OSError, ValueError) as error:
+        verdict.must(False, f"{type(error).__name__}: {error}")
+    return Result(row, tuple(verdict.measured), tuple(verdict.problems), time.monotonic() - begun_s)
+
+
+def run_rows(rows: list[Row], *, say: Progress) -> list[Result]:
+    """Runs rows, those of one stage in one lab. A lab that a row left broken is built anew."""
+    results: list[Result] = []
+    by_stage = sorted(rows, key=lambda row: (list(Stage).index(row.stage), row.order))
+    for stage, group in groupby(by_stage, key=lambda row: row.stage):
+        say.say(f"lab: {stage.value}")
+        with ExitStack() as labs:
+            world = labs.enter_context(world_of(stage))
+            for row in group:
+                result = run_row(row, world)
+                say.say(line(result))
+                results.append(result)
+                if not result.passed or not row.leaves_lab:
+                    labs.pop_all().close()
+                    world = labs.enter_context(world_of(stage))
+    return sorted(judge_controls(results), key=lambda result: result.row.order)
+
+
+def chosen(names: str, *, quick: bool) -> list[Row]:
+    """The rows of a list such as ``R1,L,K2``; a letter alone is its whole group.
+
+    Raises:
+        KeyError: there is no such row.
+    """
+    if not names:
+        return with_controls([row for row in ROWS if row.is_quick or not quick], ROWS)
+    wanted = []
+    for name in names.replace(" ", ",").split(","):
+        found = [row for row in ROWS if row.id == name or (len(name) == 1 and row.id[0] == name)]
+        if name and not found:
+            raise KeyError(name)
+        wanted += found
+    return with_controls(wanted, ROWS)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make chaos", description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", default="", help="such as R1,L,K2; a letter is its whole group")
+    parser.add_argument("--quick", action="store_true", help="the rows that `make test` runs")
+    parser.add_argument("--document", type=Path, help="also write the table there, as Markdown")
+    arguments = parser.parse_args()
+    try:
+        rows = chosen(arguments.rows, quick=arguments.quick)
+    except KeyError as error:
+        names = " ".join(row.id for row in ROWS)
+        print(f"chaos: there is no row {error}; there are {names}", file=sys.stderr)
+        return 2
+    try:
+        with interruptible():
+            build.check_machine(Shape())
+            results = run_rows(rows, say=Progress())
+    except LabFailure as error:
+        print(f"chaos: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as error:
+        return error.exit_code
+    failed = [result.row.id for result in results if not result.passed]
+    if arguments.document:
+        arguments.document.write_text(document(results))
+    print(f"chaos: {len(results) - len(failed)} of {len(results)} rows passed")
+    if failed:
+        print(f"chaos: not passed: {' '.join(failed)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

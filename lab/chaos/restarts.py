@@ -1,0 +1,275 @@
+"""R: restart, upgrade, failover. Probes from the client and from pods, every 10 ms."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+
+from lab.chaos.rows import Row, Stage, Verdict
+from lab.chaos.watch import Watch
+from lab.chaos.world import World
+
+DOWN_S = 3.0
+RESTART_TIME_S = 120
+SHORT_RESTART_TIME_S = 10
+GR_ON = f"graceful restart on; graceful restart time {RESTART_TIME_S};"
+CRASHES = 20
+
+
+def _zero(world: World, verdict: Verdict, watch: Watch) -> None:
+    """0 lost, 0 route events anywhere."""
+    events = watch.events_on(*world.nodes, *world.tors)
+    verdict.note(f"{watch}, {len(events)} route events")
+    verdict.must(watch.sent > 100, f"only {watch.sent} probes were sent")
+    verdict.must(watch.lost == 0, f"{watch}")
+    verdict.must(not events, f"route events: {'; '.join(events[:3])}")
+
+
+def _replace_speaker(world: World, node: str, *, down_s: float) -> None:
+    world.kill_speaker(node)
+    world.for_seconds(down_s)
+    world.start_speaker(node)
+    world.wait(lambda: world.exabgp_pid(node) != 0, "a new ExaBGP")
+    world.settled()
+
+
+def no_graceful_restart(world: World, verdict: Verdict) -> None:
+    """Control: without graceful restart at the router, a dead speaker costs packets."""
+    with world.bird_edited("tor1", (GR_ON, "graceful restart off;")):
+        world.birdc("tor1", "restart", "node1")
+        world.settled()
+        with world.watching() as watch:
+            _replace_speaker(world, "node1", down_s=DOWN_S)
+    verdict.note(f"{watch}, {len(watch.events_on('tor1'))} route events at the router")
+    verdict.must(watch.lost > 100, f"must lose over a second, lost {watch.lost} probes")
+    verdict.must(bool(watch.events_on("tor1")), "the router's routes did not change")
+
+
+def speaker_killed(world: World, verdict: Verdict) -> None:
+    """Supervisor and ExaBGP killed, away for 3 s."""
+    routes = world.own_routes("node1")
+    with world.watching() as watch:
+        _replace_speaker(world, "node1", down_s=DOWN_S)
+    _zero(world, verdict, watch)
+    verdict.must(world.own_routes("node1") == routes, "node1 has other routes than before")
+
+
+def exabgp_killed(world: World, verdict: Verdict) -> None:
+    """ExaBGP alone killed; its supervisor starts another."""
+    with world.watching() as watch:
+        old = world.kill_exabgp("node1")
+        world.wait(lambda: world.exabgp_pid("node1") not in {0, old}, "a new ExaBGP")
+        world.settled()
+    _zero(world, verdict, watch)
+
+
+def speaker_terminated(world: World, verdict: Verdict) -> None:
+    """SIGTERM, as at a rollout."""
+    with world.watching() as watch:
+        pid = world.exabgp_pid("node1")
+        world.send("speaker-node1", signal.SIGTERM)
+        gone_s = world.wait(lambda: not os.path.exists(f"/proc/{pid}"), "ExaBGP to end")
+        world.kill("speaker-node1")
+        world.start_speaker("node1")
+        world.settled()
+    verdict.note(f"ended after {gone_s:.1f} s")
+    verdict.must(gone_s < 2.0, f"took {gone_s:.1f} s to end")
+    _zero(world, verdict, watch)
+
+
+def both_killed(world: World, verdict: Verdict) -> None:
+    """Agent and speaker killed together; the speaker comes back 2 s before the agent."""
+    with world.watching() as watch:
+        world.kill("agent-node1")
+        _speaker_without_agent(world)
+        world.start_agent("node1")
+        world.settled()
+    _zero(world, verdict, watch)
+
+
+def both_killed_twice(world: World, verdict: Verdict) -> None:
+    """Both killed; the new speaker killed again a second later; only then an agent."""
+    with world.watching() as watch:
+        world.kill("agent-node1")
+        _speaker_without_agent(world, down_s=0.0)
+        _speaker_without_agent(world, down_s=0.0)
+        world.start_agent("node1")
+        world.settled()
+    _zero(world, verdict, watch)
+
+
+def speaker_crash_loop(world: World, verdict: Verdict) -> None:
+    """ExaBGP killed five times, each time as soon as it runs."""
+    with world.watching() as watch:
+        for _ in range(5):
+            old = world.exabgp_pid("node1")
+            with suppress(ProcessLookupError):
+                os.kill(old, signal.SIGKILL)
+            world.wait(
+                lambda old=old: world.exabgp_pid("node1") not in {0, old},  # type: ignore[misc]
+                "another ExaBGP",
+            )
+        world.settled()
+    _zero(world, verdict, watch)
+
+
+def _speaker_without_agent(world: World, *, down_s: float = 1.0) -> None:
+    """Killed, started again; returns when the router has it Established."""
+    world.kill_speaker("node1")
+    world.for_seconds(down_s)
+    world.start_speaker("node1")
+    world.wait(lambda: world.is_up_at("tor1", "node1"), "the session, without an agent")
+    world.for_seconds(1.0)
+
+
+def agent_killed_often(world: World, verdict: Verdict) -> None:
+    """The agent killed twenty times as soon as it answers."""
+    sessions = world.session_lines("tor1")
+    with world.watching() as watch:
+        for _ in range(CRASHES):
+            world.kill("agent-node1")
+            world.start_agent("node1")
+            world.wait(lambda: world.ask("node1", "status") is not None, "the agent")
+        world.settled()
+    _zero(world, verdict, watch)
+    verdict.must(world.session_lines("tor1") == sessions, "a session was touched")
+
+
+def speaker_away_too_long(world: World, verdict: Verdict) -> None:
+    """Down for longer than the restart time: the router withdraws when it is over, not before."""
+    blocks = set(world.blocks_of("node1"))
+    with world.peer_edited("node1", "tor1", {"maxRestartTime": f"{SHORT_RESTART_TIME_S}s"}):
+        world.settled()
+        with world.watching(world.flows()[0]) as watch:
+            begun_s = time.monotonic()
+            world.kill_speaker("node1")
+            world.wait(
+                lambda: not blocks & world.routes_at("tor1"),
+                "the router to withdraw",
+                deadline_s=SHORT_RESTART_TIME_S + 30,
+            )
+            held_s = time.monotonic() - begun_s
+            world.start_speaker("node1")
+            back_s = world.wait(lambda: blocks <= world.routes_at("tor1"), "the routes")
+        world.settled()
+    world.settled()
+    verdict.note(f"withdrawn after {held_s:.1f} s, back {back_s:.1f} s after the start, {watch}")
+    verdict.must(
+        SHORT_RESTART_TIME_S - 1 <= held_s <= SHORT_RESTART_TIME_S + 3,
+        f"withdrawn after {held_s:.1f} s, the restart time is {SHORT_RESTART_TIME_S} s",
+    )
+    verdict.must(back_s <= 8.0, f"back only after {back_s:.1f} s")
+    verdict.must(watch.lost > 0, "the control within this row: nothing was lost at all")
+
+
+def rolling_upgrade(world: World, verdict: Verdict) -> None:
+    """Every node in turn: agent and speaker end by SIGTERM and start anew; next when ready."""
+    with world.watching() as watch:
+        for node in world.nodes:
+            world.kill(f"agent-{node}", signal.SIGTERM)
+            world.kill_speaker(node, signal.SIGTERM)
+            world.start_speaker(node)
+            world.start_agent(node)
+            world.settled()
+    _zero(world, verdict, watch)
+
+
+def router_restarts(world: World, verdict: Verdict) -> None:
+    """The router's BIRD killed, 3 s; it told us of graceful restart: we keep what it taught us."""
+    routes = world.own_routes("node2")
+    with world.watching() as watch:
+        world.kill("bird-tor1")
+        world.for_seconds(DOWN_S)
+        kept = world.own_routes("node2")
+        world.start_router("tor1", is_restart=True)
+        world.settled()
+        world.wait(lambda: world.own_routes("node2") == routes, "the same routes")
+    ours = [line for line in watch.events_on(*world.nodes) if "proto bird" not in line]
+    verdict.note(f"{len(routes & kept)} of {len(routes)} routes kept; {len(ours)} route events")
+    verdict.note(str(watch))
+    verdict.must(kept == routes, f"routes lost meanwhile: {sorted(routes - kept)[:3]}")
+    verdict.must(not ours, f"route events on nodes: {ours[:3]}")
+
+
+def router_restarts_without_gr(world: World, verdict: Verdict) -> None:
+    """Without graceful restart the learned routes go with the session."""
+    with world.bird_edited("tor1", (GR_ON, "graceful restart off;")):
+        world.birdc("tor1", "restart", "all")
+        world.settled()
+        learned = _learned(world, "node2")
+        world.kill("bird-tor1")
+        gone_s = world.wait(lambda: not _learned(world, "node2"), "learned routes to go")
+        world.start_router("tor1")
+        world.settled()
+    verdict.note(f"{len(learned)} learned routes gone after {gone_s:.2f} s")
+    verdict.must(bool(learned), "there were no learned routes")
+    verdict.must(gone_s <= 1.5, f"gone only after {gone_s:.2f} s")
+
+
+def router_comes_back_with_less(world: World, verdict: Verdict) -> None:
+    """It returns without one node's blocks: exactly those go, at its End-of-RIB."""
+    missing = set(world.blocks_of("node1"))
+    before = _learned_prefixes(world, "node2")
+    path = world.lab.paths.bird_conf("tor1")
+    original = path.read_text()
+    try:
+        world.kill("bird-tor1")
+        # The node's own session goes with its block of configuration.
+        head, found, tail = original.partition("protocol bgp node1 from")
+        verdict.must(bool(found), "the router's configuration has no node1")
+        path.write_text(head + "protocol bgp node1 from" + tail.replace("}", "disabled;\n}", 1))
+        world.start_router("tor1", is_restart=True)
+        world.wait(
+            lambda: not missing & _learned_prefixes(world, "node2"), "the missing blocks to go"
+        )
+        left = _learned_prefixes(world, "node2")
+        verdict.note(f"{len(before - left)} of {len(before)} prefixes removed")
+        verdict.must(before - left == missing & before, f"removed: {sorted(before - left)}")
+    finally:
+        path.write_text(original)
+        world.birdc("tor1", "configure")
+    world.settled()
+
+
+def _learned(world: World, node: str) -> set[str]:
+    return {line for line in world.own_routes(node) if " via " in f" {line} "}
+
+
+def _learned_prefixes(world: World, node: str) -> set[str]:
+    return {line.split()[0] for line in _learned(world, node)}
+
+
+_ONE = Stage.ONE_TOR
+
+ROWS = [
+    Row("R0", "control: no graceful restart, speaker killed, 3 s away",
+        "must lose over 1 s and change the router's routes", _ONE, no_graceful_restart,
+        is_quick=True),
+    Row("R1", "speaker killed, 3 s away, BIRD", "0 lost, 0 route events", _ONE, speaker_killed,
+        control="R0", is_quick=True),
+    Row("R1b", "ExaBGP killed, its supervisor starts another", "0 lost, 0 route events", _ONE,
+        exabgp_killed, control="R0"),
+    Row("R4", "speaker ends by SIGTERM", "ends within 2 s; 0 lost, 0 route events", _ONE,
+        speaker_terminated, control="R0"),
+    Row("R5", "agent and speaker killed, speaker back alone", "0 lost, 0 route events", _ONE,
+        both_killed, control="R0", is_quick=True),
+    Row("R5b", "the same, the speaker twice in a row", "0 lost, 0 route events", _ONE,
+        both_killed_twice, control="R0"),
+    Row("R6", "ExaBGP in a crash loop: five times", "0 lost, 0 route events", _ONE,
+        speaker_crash_loop, control="R0"),
+    Row("R7", f"agent killed {CRASHES} times", "0 lost, 0 route events, sessions untouched", _ONE,
+        agent_killed_often, control="R0"),
+    Row("R8", "speaker away for longer than the restart time",
+        "withdrawn when it is over (-1, +3 s), back within 8 s", _ONE, speaker_away_too_long),
+    Row("R13", "rolling upgrade of three nodes", "0 lost, 0 route events", _ONE, rolling_upgrade,
+        control="R0"),
+    Row("R16", "the router restarts, with graceful restart",
+        "every learned route kept, 0 route events on nodes", _ONE, router_restarts,
+        control="R17"),
+    Row("R17", "the router restarts, without graceful restart",
+        "learned routes gone within 1.5 s", _ONE, router_restarts_without_gr),
+    Row("R18", "the router comes back with fewer prefixes", "exactly the missing ones go", _ONE,
+        router_comes_back_with_less),
+]  # fmt: skip

@@ -1,0 +1,104 @@
+"""The fault matrix's own judgement: a zero counts only beside a loss that was seen."""
+
+from __future__ import annotations
+
+import pytest
+
+from lab.chaos.__main__ import ROWS, chosen
+from lab.chaos.rows import Result, Row, Stage, Verdict, judge_controls, with_controls
+from lab.chaos.table import document, line
+from lab.chaos.watch import IN_FLIGHT, loss_of, route_changes
+
+
+def nothing(_world: object, _verdict: Verdict) -> None:
+    """An experiment that does nothing."""
+
+
+def row(name: str, control: str | None = None) -> Row:
+    return Row(name, "something", "0 lost", Stage.NO_LAB, nothing, control=control)
+
+
+def result(name: str, *problems: str, control: str | None = None) -> Result:
+    return Result(row(name, control), ("0 of 9 lost",), problems, 1.0)
+
+
+def test_a_zero_beside_a_control_that_showed_loss_has_passed() -> None:
+    """The plain case."""
+    judged = judge_controls([result("R0"), result("R1", control="R0")])
+    assert all(each.passed for each in judged)
+
+
+@pytest.mark.parametrize("before", [[], [result("R0", "lost nothing")]])
+def test_a_zero_without_its_control_has_not_passed(before: list[Result]) -> None:
+    """Not run, or run without loss: then probes that all arrive prove nothing."""
+    judged = judge_controls([*before, result("R1", control="R0")])
+    assert not judged[-1].passed
+    assert "its control R0" in judged[-1].problems[0]
+
+
+def test_a_row_brings_its_control_along() -> None:
+    """Asked for alone, it would not count."""
+    everything = [row("R0"), row("R1", "R0"), row("K1")]
+    assert [r.id for r in with_controls([everything[1]], everything)] == ["R0", "R1"]
+
+
+def test_every_control_is_there_and_every_id_is_its_own() -> None:
+    """The matrix as it stands."""
+    ids = [r.id for r in ROWS]
+    assert len(set(ids)) == len(ids)
+    assert {r.control for r in ROWS if r.control} <= set(ids)
+    assert {r.id for r in chosen("", quick=True)} < set(ids)
+
+
+def test_rows_are_chosen_by_name_and_by_letter() -> None:
+    """A name that is not there is an error, not an empty run."""
+    assert [r.id for r in chosen("K1", quick=False)] == ["K1"]
+    assert {r.id[0] for r in chosen("L", quick=False)} == {"L"}
+    with pytest.raises(KeyError, match="R99"):
+        chosen("R99", quick=False)
+
+
+def ping(answered: list[int], sent: int) -> bytes:
+    lines = [f"64 bytes from 10.0.0.1: icmp_seq={n} ttl=61 time=0.1 ms" for n in answered]
+    return "\n".join([*lines, f"{sent} packets transmitted, {len(answered)} received"]).encode()
+
+
+@pytest.mark.parametrize(
+    ("answered", "sent", "lost", "gap_s"),
+    [
+        ([1, 2, 3, 4], 4, 0, 0.0),
+        ([1, 2, 6, 7], 7, 3, 0.03),
+        ([3, 4], 4, 2, 0.02),
+        ([1, 2], 2 + IN_FLIGHT, 0, 0.0),
+        ([1, 2], 3 + IN_FLIGHT, 1 + IN_FLIGHT, 0.01 * (1 + IN_FLIGHT)),
+        ([], 100, 100, 1.0),
+        ([2, 1, 3, 3], 3, 0, 0.0),
+    ],
+)
+def test_loss_is_counted_by_sequence_number(
+    answered: list[int], sent: int, lost: int, gap_s: float
+) -> None:
+    """Gaps, a lost beginning, a lost end; answers late or twice are no loss."""
+    found = loss_of("x", ping(answered, sent))
+    assert (found.sent, found.lost) == (sent, lost)
+    assert found.longest_gap_s == pytest.approx(gap_s)
+
+
+def test_ping_without_a_summary_is_no_measurement() -> None:
+    """Killed, or never begun."""
+    with pytest.raises(ValueError, match="no summary"):
+        loss_of("x", b"")
+
+
+def test_the_kernels_own_routes_are_no_change() -> None:
+    """They come whenever duplicate address detection ends."""
+    text = "10.1.0.0/26 via 1.1.1.1 dev a proto 132\nff00::/8 dev a proto kernel\n\n"
+    assert route_changes(text) == ["10.1.0.0/26 via 1.1.1.1 dev a proto 132"]
+
+
+def test_the_document_says_what_did_not_pass_and_why() -> None:
+    """A red row is red in the document, and a bar in a text breaks no table."""
+    text = document([result("R0"), result("K1", "a | b")])
+    assert "1 of 2 rows passed" in text
+    assert "**no**: a \\| b" in text
+    assert line(result("K1", "late")).startswith("FAIL")
