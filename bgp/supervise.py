@@ -19,7 +19,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+TUNED = str(Path(__file__).with_name("exabgp_tuned.py").resolve())
+"""Run by its path: it must not see our package."""
 CONF_POLL_S = 0.1
 BACKOFF_FIRST_S = 0.2
 BACKOFF_MAX_S = 10.0
@@ -36,7 +39,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 def exabgp_command(conf_path: str) -> list[str]:
     """ExaBGP on ``conf_path``, by this interpreter, isolated from the user's Python settings."""
-    return [sys.executable, "-I", "-m", "exabgp", "server", conf_path]
+    return [sys.executable, "-I", TUNED, "server", conf_path]
 
 
 def exabgp_environment(inherited: Mapping[str, str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bgp.supervise import BACKOFF_FIRST_S, exabgp_command, exabgp_environment
+from bgp.supervise import BACKOFF_FIRST_S, TUNED, exabgp_command, exabgp_environment
 
 ROOT = Path(__file__).parent.parent.parent
 DEADLINE_S = 15.0
@@ -68,7 +68,7 @@ def test_nobody_elses_exabgp_settings_reach_ours() -> None:
 def test_exabgp_runs_by_this_interpreter_alone() -> None:
     """Isolated mode: no PYTHONPATH, no current directory, no user packages."""
     assert exabgp_command("/run/x.conf") == [
-        sys.executable, "-I", "-m", "exabgp", "server", "/run/x.conf",
+        sys.executable, "-I", TUNED, "server", "/run/x.conf",
     ]  # fmt: skip
 
 
