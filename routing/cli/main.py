@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "apply": ("routing.cli.resources", "apply", "Create or change resources from YAML."),
     "get": ("routing.cli.resources", "get", "Show resources."),
     "delete": ("routing.cli.resources", "delete", "Delete resources."),
+    "node": ("routing.cli.node", "node", "Take a node out of service (drain), and back."),
     "cni": ("routing.cli.cni", "cni", "Install or remove the CNI plugin on this host."),
     "lab": ("lab.commands", "lab", "A whole cluster in network namespaces."),
 }

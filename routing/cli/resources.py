@@ -79,7 +79,7 @@ def apply(files: tuple[str, ...], store: str) -> None:
     """
     with errors_as_exit_codes():
         resources = _read_files(files)
-        done = _with_store(store, lambda opened: opened.apply(resources), create=True)
+        done = with_store(store, lambda opened: opened.apply(resources), create=True)
     for applied in done:
         click.echo(f"{_reference(applied.resource)} {applied.outcome}")
 
@@ -103,10 +103,10 @@ def get(kind: str, name: str | None, output: str, store: str) -> None:
     known = _kind(kind)
     with errors_as_exit_codes():
         if name is None:
-            found = _with_store(store, lambda opened: opened.list(known))
+            found = with_store(store, lambda opened: opened.list(known))
         else:
             wanted = _name(known, name)
-            found = [_with_store(store, lambda opened: opened.get(known, wanted))]
+            found = [with_store(store, lambda opened: opened.get(known, wanted))]
     if not found and output in ("table", "name"):
         click.echo(f"No {known} found.", err=True)
         return
@@ -131,14 +131,12 @@ def delete(kind: str | None, names: tuple[str, ...], files: tuple[str, ...], sto
         else:
             known = _kind(kind)
             keys = [(known, each) for each in dict.fromkeys(_name(known, n) for n in names)]
-        _with_store(store, lambda opened: opened.delete_all(keys))
+        with_store(store, lambda opened: opened.delete_all(keys))
     for key in keys:
         click.echo(f"{key[0].lower()}/{key[1]} deleted")
 
 
-def _with_store(
-    path: str, work: Callable[[LocalStore], Awaitable[T]], *, create: bool = False
-) -> T:
+def with_store(path: str, work: Callable[[LocalStore], Awaitable[T]], *, create: bool = False) -> T:
     """Runs ``work`` on the store and closes it.
 
     Raises:

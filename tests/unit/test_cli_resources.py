@@ -314,3 +314,38 @@ def test_the_store_option_goes_before_the_environment(cli):
 
     assert result.exit_code == 3
     assert "directory /no/such/dir does not exist" in result.stderr
+
+
+# -- node drain --------------------------------------------------------------------------------
+
+
+def drained(cli) -> bool:
+    """What the store has of the node."""
+    document = json.loads(cli("get", "node", "node-a", "-o", "json").stdout)
+    return bool(document["spec"]["bgp"].get("drained", False))
+
+
+def test_a_node_is_drained_and_put_back(filled):
+    """Asking twice is asking once; nothing else of the node changes."""
+    before = json.loads(filled("get", "node", "node-a", "-o", "json").stdout)
+    for _ in range(2):
+        done = filled("node", "drain", "node-a")
+        assert (done.exit_code, done.stdout) == (0, "node/node-a is being drained\n")
+        assert drained(filled)
+    assert filled("node", "undrain", "node-a").exit_code == 0
+    after = json.loads(filled("get", "node", "node-a", "-o", "json").stdout)
+    assert after["spec"] == before["spec"]
+
+
+def test_a_node_that_is_not_there_cannot_be_drained(filled):
+    """Exit 1, and its name."""
+    done = filled("node", "drain", "node-b")
+    assert done.exit_code == 1
+    assert "'node-b'" in done.stderr
+
+
+def test_waiting_needs_the_agent_of_that_machine(filled, tmp_path):
+    """Exit 3 where none answers: the wish is stored all the same."""
+    done = filled("node", "drain", "node-a", "--wait", "5", "--run-dir", str(tmp_path))
+    assert done.exit_code == 3
+    assert drained(filled)
