@@ -14,6 +14,7 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import yaml
 
@@ -33,6 +34,7 @@ from lab.plan import (
 )
 from lab.state import LabBusy, LabState
 from lab.waiting import Progress, in_parallel, wait_until
+from routing.control import Unreachable, ask
 from routing.datastore.resources import API_VERSION
 from routing.routes import PROTOCOL
 
@@ -150,6 +152,8 @@ class Lab:
 
     def start_routers(self) -> None:
         """BIRD on every router."""
+        if not self.plan.tors:
+            return
         self.progress.say(f"starting BIRD 2 on {', '.join(t.name for t in self.plan.tors)}")
         for tor in self.plan.tors:
             self.start_router(tor)
@@ -287,7 +291,7 @@ class Lab:
     def sessions_down(self) -> list[str]:
         """A sentence for each session that is not Established."""
         self._give_up_on_dead()
-        missing = []
+        missing = [] if self.plan.tors else self._node_sessions_down()
         for tor in self.plan.tors:
             try:
                 found = {s.neighbour: s for s in routers.sessions(self.paths, tor)}
@@ -300,6 +304,31 @@ class Lab:
                     words = session.info if session else "unknown"
                     missing.append(f"{tor.name} with {end.machine.name}: {words or 'no word'}")
         return missing
+
+    def _node_sessions_down(self) -> list[str]:
+        """The same, as the nodes tell it: where there is no router to ask."""
+        missing = []
+        for node in self.plan.nodes:
+            rows = self.ask(node.name, "peers")
+            if len(rows) < len(self.plan.nodes) - 1:
+                missing.append(f"{node.name} has {len(rows)} sessions")
+            missing += [
+                f"{node.name} with {row['name']}: {row['reason'] or row['state']}"
+                for row in rows
+                if row["state"] != "Established"
+            ]
+        return missing
+
+    def ask(self, node: str, view: str) -> Any:
+        """A view of a node's agent, as ``slash32 <view> -o json`` gives it.
+
+        Raises:
+            LabFailure: the agent does not answer.
+        """
+        try:
+            return ask(self.paths.run_dir(node) / "agent.sock", view)
+        except Unreachable as error:
+            raise LabFailure(str(error)) from None
 
     def wait_converged(self) -> None:
         """Returns when every kernel has a route to every block, and nodes have their default."""
@@ -332,12 +361,13 @@ class Lab:
             for node in self.plan.nodes
             if self.plan.pods_on(node.name) and {b.version for b in blocks[node.name]} != versions
         ]
-        for machine in (*self.plan.tors, *self.plan.nodes):
+        is_routed = self.plan.switch is None
+        for machine in (*(self.plan.tors if is_routed else ()), *self.plan.nodes):
             is_node = machine in self.plan.nodes
-            hops_wanted = len(self.plan.tors) if is_node else 1
+            hops_wanted = len(self.plan.tors) if is_node and is_routed else 1
             have = _kernel_routes(machine.namespace)
             wanted = [b for name, found in blocks.items() if name != machine.name for b in found]
-            if is_node:
+            if is_node and is_routed:
                 wanted += [
                     ip_network("0.0.0.0/0"),
                     *([ip_network("::/0")] if 6 in versions else []),

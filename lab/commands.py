@@ -12,7 +12,7 @@ import click
 
 from lab import build, demo, interrupts, namespaces, processes, routers, teardown
 from lab.build import Lab
-from lab.plan import InvalidShape, LabFailure, Shape
+from lab.plan import TOPOLOGIES, InvalidShape, LabFailure, Shape
 from lab.waiting import Progress
 from routing.cli.exits import FINDINGS, UNREACHABLE, USAGE, Exit
 from routing.cli.table import render
@@ -34,6 +34,17 @@ def _failures_as_exit_codes() -> Iterator[None]:
 
 
 def _shape_options(command: Callable[..., None]) -> Callable[..., None]:
+    command = click.option(
+        "--topology",
+        type=click.Choice(TOPOLOGIES),
+        default=TOPOLOGIES[0],
+        show_default=True,
+        help="Nodes speak to routers, to each other, or to route reflectors (--tors of them).",
+    )(command)
+    return _size_options(command)
+
+
+def _size_options(command: Callable[..., None]) -> Callable[..., None]:
     for option, default, text in (
         ("--pods", 2, "Pods on each node."),
         ("--tors", 1, "Top-of-rack routers; every node is linked to every one."),
@@ -80,11 +91,12 @@ def lab() -> None:
 @lab.command()
 @_name_option
 @_shape_options
-def up(name: str, nodes: int, tors: int, pods: int, families: str) -> None:
+def up(name: str, nodes: int, tors: int, pods: int, families: str, topology: str) -> None:
     """Build a lab and leave it running."""
     with _failures_as_exit_codes():
         progress = Progress()
-        shape = Shape(nodes=nodes, tors=tors, pods=pods, dual_stack=families == "dual")
+        dual_stack = families == "dual"
+        shape = Shape(nodes, tors, pods, dual_stack=dual_stack, topology=topology)
         build.check_machine(shape)
         built = build.claim(name, shape, progress=progress)
         try:
@@ -214,7 +226,7 @@ def exec_(name: str, target: str, command: tuple[str, ...]) -> None:
 
 
 @lab.command(name="demo")
-@_shape_options
+@_size_options
 def demo_(nodes: int, tors: int, pods: int, families: str) -> None:
     """Build a lab, prove that it works, show it, and leave nothing behind. Exit 0 if all holds."""
     with _failures_as_exit_codes():

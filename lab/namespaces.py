@@ -19,6 +19,7 @@ from lab.plan import LabFailure, LabPlan, Link, Machine
 
 NETNS_DIR = Path("/run/netns")
 COMMAND_DEADLINE_S = 30.0
+BRIDGE = "lan"
 
 ROUTER_SYSCTLS: Mapping[str, str] = {
     "net/ipv4/ip_forward": "1",
@@ -176,9 +177,15 @@ def connect(plan: LabPlan, *, mtu_bytes: int) -> None:
         if not plan.shape.dual_stack:
             sysctls = {k: v for k, v in sysctls.items() if "/ipv6/" not in k}
         write_sysctls(namespace, sysctls)
-    for tor in plan.tors:
-        made_here = [link for link in plan.links if link.router_end.machine == tor]
-        ip_batch(tor.namespace, [_make_link(link, mtu_bytes) for link in made_here])
+    for maker in dict.fromkeys(link.router_end.machine for link in plan.links):
+        made_here = [link for link in plan.links if link.router_end.machine == maker]
+        lines = [_make_link(link, mtu_bytes) for link in made_here]
+        if maker == plan.switch:
+            # No spanning tree: a port forwards from its first moment.
+            lines.append(f"link add {BRIDGE} type bridge forward_delay 0 mcast_snooping 0")
+            lines += [f"link set {link.router_end.ifname} master {BRIDGE}" for link in made_here]
+            lines.append(f"link set {BRIDGE} up")
+        ip_batch(maker.namespace, lines)
     for machine in plan.machines:
         ip_batch(machine.namespace, _machine_lines(plan, machine))
 
@@ -188,7 +195,7 @@ def _machine_lines(plan: LabPlan, machine: Machine) -> list[str]:
     for near, _ in plan.links_of(machine):
         lines += _address_lines(near.ifname, near.addresses)
         lines.append(f"link set {near.ifname} up")
-    if machine == plan.client:
+    if machine == plan.client and plan.switch is None:
         lines += _client_routes(plan)
     return lines
 

@@ -1,15 +1,21 @@
-"""What a lab consists of, from five figures: names, addresses, links and resources. Pure.
+"""What a lab consists of, from a few figures: names, addresses, links and resources. Pure.
 
-Every machine is a network namespace. Each node has one point-to-point link to each top-of-rack
-router, as in a routed rack, and nothing else: no bridge joins two nodes, so a packet from node to
-node must cross a router and is seen there. Addresses follow from positions, so that a person can
-read them: 172.30.<router>.<2 x node> is a router's end, the odd one after it the node's.
+Every machine is a network namespace. In topology ``tor`` each node has one point-to-point link to
+each top-of-rack router, as in a routed rack, and nothing else: no bridge joins two nodes, so a
+packet from node to node must cross a router and is seen there. Addresses follow from positions, so
+that a person can read them: 172.30.<router>.<2 x node> is a router's end, the odd one after it the
+node's.
+
+In ``mesh`` and ``rr`` all nodes are on one switched network, 172.30.0.0/24: without a router that
+knows the pods' blocks, or a tunnel, two nodes reach each other's pods only there. The nodes speak
+to each other, or to route reflectors (BIRD 2) on the same network.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
@@ -37,7 +43,11 @@ TORS_MAX = 4
 PODS_MAX = 60
 """Per node; a /26 holds 64 addresses, so that a node of a lab seldom needs a second block."""
 
+TOPOLOGIES = ("tor", "mesh", "rr")
+
 TOR_ASN = 64512
+CLUSTER_ASN = 64512
+"""What BGPConfiguration has when it does not say; nodes of a mesh have none of their own."""
 FIRST_NODE_ASN = 64601
 
 POOLS: tuple[tuple[str, Prefix, int], ...] = (
@@ -67,6 +77,8 @@ class InvalidShape(LabFailure):
 class Shape:
     """How big a lab is. ``pods`` is per node; ``dual_stack`` adds IPv6 everywhere.
 
+    ``tors`` counts route reflectors in topology ``rr``; in ``mesh`` there is no router.
+
     Raises:
         InvalidShape: a figure is out of its range.
     """
@@ -75,8 +87,13 @@ class Shape:
     tors: int = 1
     pods: int = 2
     dual_stack: bool = True
+    topology: str = "tor"
 
     def __post_init__(self) -> None:
+        if self.topology not in TOPOLOGIES:
+            raise InvalidShape(
+                f"--topology {self.topology}: must be one of {', '.join(TOPOLOGIES)}"
+            )
         for option, low, high in (
             ("nodes", 1, NODES_MAX),
             ("tors", 1, TORS_MAX),
@@ -148,10 +165,12 @@ class LabPlan:
     client: Machine
     links: tuple[Link, ...]
     pods: tuple[Pod, ...]
+    switch: Machine | None = None
 
     @property
     def machines(self) -> tuple[Machine, ...]:
-        return (*self.tors, self.client, *self.nodes)
+        switches = () if self.switch is None else (self.switch,)
+        return (*switches, *self.tors, self.client, *self.nodes)
 
     @property
     def namespaces(self) -> tuple[str, ...]:
@@ -205,12 +224,44 @@ def plan_lab(name: str, shape: Shape) -> LabPlan:
     ) -> Machine:
         return Machine(who, f"s32-{name}-{who}", asn, _families(loopback, shape))
 
+    if shape.topology != "tor":
+        return _switched(name, shape, machine)
     tors = tuple(machine(f"tor{t + 1}", asn=TOR_ASN) for t in range(shape.tors))
     nodes = tuple(machine(f"node{n + 1}", asn=FIRST_NODE_ASN + n) for n in range(shape.nodes))
     client = machine("client", loopback=CLIENT_ADDRESSES)
     pods = tuple(_pod(name, node.name, f"pod{p + 1}") for node in nodes for p in range(shape.pods))
     links = _links(shape, tors=tors, nodes=nodes, client=client)
     return LabPlan(name, shape, nodes, tors, client, links, pods)
+
+
+def _switched(name: str, shape: Shape, machine: Callable[..., Machine]) -> LabPlan:
+    """Topologies mesh and rr: everything on one network, the reflectors at its low addresses."""
+    switch = machine("lan")
+    reflectors = shape.tors if shape.topology == "rr" else 0
+    tors = tuple(machine(f"rr{t + 1}", asn=CLUSTER_ASN) for t in range(reflectors))
+    nodes = tuple(machine(f"node{n + 1}", asn=CLUSTER_ASN) for n in range(shape.nodes))
+    client = machine("client", loopback=CLIENT_ADDRESSES)
+    hosts = [
+        *((tor, "lan0", 1 + t) for t, tor in enumerate(tors)),
+        (client, "lan0", 10),
+        *((node, "uplink0", 11 + n) for n, node in enumerate(nodes)),
+    ]
+    links = tuple(
+        Link(
+            LinkEnd(switch, who.name, ()),
+            LinkEnd(
+                who,
+                ifname,
+                _families(
+                    (ip_interface(f"172.30.0.{host}/24"), ip_interface(f"fd00:30::{host:x}/64")),
+                    shape,
+                ),
+            ),
+        )
+        for who, ifname, host in hosts
+    )
+    pods = tuple(_pod(name, node.name, f"pod{p + 1}") for node in nodes for p in range(shape.pods))
+    return LabPlan(name, shape, nodes, tors, client, links, pods, switch)
 
 
 def _families(interfaces: tuple[Interface, ...], shape: Shape) -> tuple[Interface, ...]:
@@ -269,13 +320,25 @@ def resources(plan: LabPlan, api_version: str) -> list[dict[str, Any]]:
         resource("IPPool", name, {"cidr": str(cidr), "blockSize": size})
         for name, cidr, size in plan.shape.pools
     ]
-    configuration = {"importAllow": defaults, "nodeToNodeMeshEnabled": False}
+    configuration = {
+        "importAllow": defaults if plan.shape.topology == "tor" else [],
+        "nodeToNodeMeshEnabled": plan.shape.topology == "mesh",
+    }
     found.append(resource("BGPConfiguration", "default", configuration))
+    found += [
+        # Of the whole cluster: every node speaks to every reflector.
+        resource("BGPPeer", tor.name, {"peerIP": str(end.ipv4), "asNumber": CLUSTER_ASN})
+        for tor in plan.tors
+        if plan.shape.topology == "rr"
+        for end, _ in plan.links_of(tor)
+    ]
     for node in plan.nodes:
         links = plan.links_of(node)
         addresses = [str(a.ip) for a in links[0][0].addresses]
-        spec = {"addresses": addresses, "bgp": {"asNumber": node.asn}}
-        found.append(resource("Node", node.name, spec))
+        own_asn = {"bgp": {"asNumber": node.asn}} if plan.shape.topology == "tor" else {}
+        found.append(resource("Node", node.name, {"addresses": addresses, **own_asn}))
+        if plan.shape.topology != "tor":
+            continue
         for _, tor_end in links:
             found.append(
                 resource(

@@ -21,6 +21,12 @@ HOLD_TIME_S = 9
 KEEPALIVE_TIME_S = 3
 RESTART_TIME_S = 120
 
+_TIMERS = (
+    f"  hold time {HOLD_TIME_S}; keepalive time {KEEPALIVE_TIME_S};\n"
+    "  connect delay time 1; connect retry time 1; error wait time 1, 4;\n"
+    f"  graceful restart on; graceful restart time {RESTART_TIME_S};\n"
+)
+
 _PROTOCOL = re.compile(
     r"^(?P<name>\S+)\s+BGP\s+\S+\s+(?P<state>\S+)\s+(?P<since>\S+)\s*(?P<info>.*)$", re.MULTILINE
 )
@@ -42,6 +48,8 @@ class RouterSession:
 
 def bird_conf(plan: LabPlan, tor: Machine) -> str:
     """BIRD's configuration of one router. Deterministic."""
+    if plan.switch is not None:
+        return reflector_conf(plan, tor)
     links = plan.links_of(tor)
     router_id = links[0][0].ipv4
     parts = [f"log stderr all;\nrouter id {router_id};\n", _tables(plan)]
@@ -54,6 +62,32 @@ def bird_conf(plan: LabPlan, tor: Machine) -> str:
                 f"protocol bgp {far.machine.name} from {template} {{\n"
                 f"  neighbor {far.ipv4} as {far.machine.asn};\n}}\n"
             )
+    return "\n".join(parts)
+
+
+def reflector_conf(plan: LabPlan, reflector: Machine) -> str:
+    """A route reflector (RFC 4456): nodes are its clients, its kernel has none of their routes.
+
+    ``gateway direct`` of BIRD's iBGP default would look next hops up; nothing is forwarded here.
+    """
+    own, _ = plan.links_of(reflector)[0]
+    channels = "".join(
+        f"  ipv{4 if cidr.version == 4 else 6} {{\n"
+        f"    import where net ~ [ {cidr}+ ];\n    export where source = RTS_BGP;\n  }};\n"
+        for _, cidr, _size in plan.shape.pools
+    )
+    parts = [
+        f"log stderr all;\nrouter id {own.ipv4};\n",
+        "protocol device { scan time 1; }\n",
+        "protocol direct {" + "".join(f" ipv{v};" for v in _versions(plan)) + " }\n",
+        f"template bgp node {{\n  local {own.ipv4} as {reflector.asn};\n"
+        f"  rr client; rr cluster id {own.ipv4};\n{_TIMERS}{channels}}}\n",
+    ]
+    parts += [
+        f"protocol bgp {end.machine.name} from node {{\n"
+        f"  neighbor {end.ipv4} as {end.machine.asn};\n}}\n"
+        for end in peer_ends(plan, reflector)
+    ]
     return "\n".join(parts)
 
 
@@ -94,12 +128,7 @@ def _static(plan: LabPlan, tor: Machine, version: int) -> str:
 
 def _templates(plan: LabPlan) -> str:
     """How a router speaks to a node, and to another router."""
-    timers = (
-        f"  local as {plan.tors[0].asn};\n  direct;\n"
-        f"  hold time {HOLD_TIME_S}; keepalive time {KEEPALIVE_TIME_S};\n"
-        "  connect delay time 1; connect retry time 1; error wait time 1, 4;\n"
-        f"  graceful restart on; graceful restart time {RESTART_TIME_S};\n"
-    )
+    timers = f"  local as {plan.tors[0].asn};\n  direct;\n{_TIMERS}"
     to_node, to_router = "", ""
     for _, cidr, block_size in plan.shape.pools:
         version = 4 if isinstance(cidr, IPv4Network) else 6
@@ -178,4 +207,6 @@ def sessions(paths: LabPaths, tor: Machine) -> list[RouterSession]:
 
 def peer_ends(plan: LabPlan, tor: Machine) -> list[LinkEnd]:
     """The far ends a router has a session with."""
+    if plan.switch is not None:
+        return [near for node in plan.nodes for near, _ in plan.links_of(node)]
     return [far for _, far in plan.links_of(tor) if far.machine.asn is not None]

@@ -75,6 +75,7 @@ class Ownership:
             for session in sessions.values()
             if session.kind is SessionKind.ROUTER and session.is_ebgp
         }
+        self._ambiguous = ambiguous
         self._by_asn = {
             asn: frozenset(nodes) for asn, nodes in by_asn.items() if asn not in ambiguous
         }
@@ -101,12 +102,24 @@ class Ownership:
             return frozenset({session.remote_node})
         return None
 
+    def is_from_elsewhere(self, path: Path) -> bool:
+        """Whether ``path`` shows an origin that is no node's: another AS, or a router of our own AS
+        that speaks for itself. False where the origin may be hidden (as-override)."""
+        if self.origin(path) is not None:
+            return False
+        session = self._sessions.get(path.peer)
+        if session is None:
+            return False
+        if not path.as_path:
+            return not session.is_ebgp
+        return self.origin_asn(path) is not None and path.as_path[-1] not in self._ambiguous
+
     def claimant(self, path: Path) -> str:
         """Who announced ``path``, for a sentence."""
         origin = self.origin(path)
         if origin is not None and len(origin) == 1:
             return next(iter(origin))
-        return f"AS {path.as_path[-1]}" if path.as_path else "an unknown router"
+        return f"AS {path.as_path[-1]}" if path.as_path else f"router {path.next_hop}"
 
     def origin_asn(self, path: Path) -> int | None:
         """The ASN the path came from; None when it is only the router's own, which may stand in
@@ -126,26 +139,34 @@ def guard(
     Args:
         in_sync: whether the store was read just now. If not, a block may have a new owner that we
             have not heard of: its only path is used then, whoever it is from.
+
+    A path of an origin that is no node's is used while the owner's is not there (a router may
+    announce a block statically, on purpose), and never beside it.
     """
     kept: list[Path] = []
+    elsewhere: list[tuple[Path, OwnershipConflict]] = []
     doubtful: list[tuple[Path, OwnershipConflict]] = []
     from_owner: set[Prefix] = set()
     for path in paths:
         owners = ownership.owners(path.prefix)
         origin = ownership.origin(path) if owners else None
         # An aggregate is its announcer's only when every block in it is.
-        if origin is None or owners <= origin:
+        owner = ", ".join(sorted(owners))
+        conflict = OwnershipConflict(path.prefix, owner, ownership.claimant(path), path.peer)
+        if origin is None and owners and ownership.is_from_elsewhere(path):
+            elsewhere.append((path, conflict))
+        elif origin is None or owners <= origin:
             kept.append(path)
             if origin is not None:
                 from_owner.add(path.prefix)
-            continue
-        owner = ", ".join(sorted(owners))
-        conflict = OwnershipConflict(path.prefix, owner, ownership.claimant(path), path.peer)
-        doubtful.append((path, conflict))
-    if in_sync:
-        return kept, doubtful
-    refused = [each for each in doubtful if each[0].prefix in from_owner]
-    kept.extend(path for path, _ in doubtful if path.prefix not in from_owner)
+        else:
+            doubtful.append((path, conflict))
+    refused = [] if not in_sync else doubtful
+    for path, conflict in elsewhere if in_sync else [*doubtful, *elsewhere]:
+        if path.prefix in from_owner:
+            refused.append((path, conflict))
+        else:
+            kept.append(path)
     return kept, refused
 
 

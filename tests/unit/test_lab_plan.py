@@ -384,3 +384,48 @@ def test_a_demo_holds_only_if_all_of_it_holds(figures, holds):
     if holds:
         line = "demo: 30/30 pod pairs reachable, 0 packets encapsulated, 0 translated"
         assert verdict.last_line == line
+
+
+# -- mesh and rr -------------------------------------------------------------------------------
+
+
+def test_a_mesh_has_one_network_and_no_router():
+    """All nodes in one subnet, joined by a switch that has no address."""
+    plan = plan_lab("m", Shape(nodes=3, topology="mesh"))
+    assert plan.tors == ()
+    networks = {end.addresses[0].network for node in plan.nodes for end, _ in plan.links_of(node)}
+    assert networks == {ip_network("172.30.0.0/24")}
+    assert plan.switch is not None
+    assert all(near.addresses == () for near, _ in plan.links_of(plan.switch))
+    documents = resources(plan, API_VERSION)
+    assert [d for d in documents if d["kind"] == "BGPPeer"] == []
+    (configuration,) = [d for d in documents if d["kind"] == "BGPConfiguration"]
+    assert configuration["spec"] == {"importAllow": [], "nodeToNodeMeshEnabled": True}
+    assert all("bgp" not in d["spec"] for d in documents if d["kind"] == "Node")
+
+
+def test_reflectors_are_peers_of_the_whole_cluster_and_reflect_pods_routes_only():
+    """One BGPPeer each; nodes are clients, and nothing that is no pool goes through."""
+    plan = plan_lab("r", Shape(nodes=2, tors=2, topology="rr"))
+    peers = [d["spec"] for d in resources(plan, API_VERSION) if d["kind"] == "BGPPeer"]
+    assert peers == [
+        {"peerIP": "172.30.0.1", "asNumber": 64512},
+        {"peerIP": "172.30.0.2", "asNumber": 64512},
+    ]
+    text = routers.bird_conf(plan, plan.tors[1])
+    assert "rr client" in text
+    assert "neighbor 172.30.0.11 as 64512" in text
+    assert "import where net ~ [ 10.244.0.0/16+ ]" in text
+
+
+def test_switched_labs_have_room_for_the_biggest_and_give_every_address_once():
+    """100 nodes, 4 reflectors and the client in one /24."""
+    plan = plan_lab("big", Shape(nodes=100, tors=4, pods=60, topology="rr"))
+    addresses = [str(a.ip) for link in plan.links for a in link.far_end.addresses]
+    assert len(addresses) == len(set(addresses)) == 2 * 105
+
+
+def test_a_topology_is_one_of_three():
+    """The option, the value and the rule."""
+    with pytest.raises(InvalidShape, match="--topology ring: must be one of tor, mesh, rr"):
+        Shape(topology="ring")

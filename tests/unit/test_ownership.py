@@ -147,6 +147,26 @@ def test_a_local_asn_that_a_peer_is_shown_says_nothing_of_who():
     assert hidden.origin(path(as_path=(64512, 64603))) is None
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        path(peer=RR, as_path=()),
+        path(peer=TOR2, as_path=(64512, 65999)),
+    ],
+)
+def test_an_origin_that_is_no_nodes_is_never_used_beside_the_owner(other):
+    """A router that announces a block statically: a fallback, not a second way."""
+    kept, refused = guard([other, path()], ownership(), in_sync=True)
+    assert (kept, [each for each, _ in refused]) == ([path()], [other])
+    assert guard([other], ownership(), in_sync=True)[0] == [other]
+
+
+def test_an_origin_that_may_be_hidden_is_used_beside_the_owner():
+    """One ToR replaces AS numbers by its own (as-override), the other does not: both are ways."""
+    hidden = path(peer=TOR2, as_path=(64512, 64512))
+    assert guard([hidden, path()], ownership(), in_sync=True)[1] == []
+
+
 def test_two_origin_as_numbers_are_not_used_side_by_side():
     """What the guard cannot judge, since no node has these numbers: the lower is kept, always."""
     one, other = path(as_path=(64512, 65002)), path(peer=TOR2, as_path=(64512, 65001))
