@@ -1,4 +1,9 @@
-"""One suite for every Datastore: the fake, the embedded store, and two handles on one file."""
+"""One suite for every Datastore: the fake, the embedded store, and the Kubernetes API.
+
+The API is our double and, where KUBEBUILDER_ASSETS leads to one, a real kube-apiserver with etcd
+and our CRDs. Each store is also tried as two handles, as two nodes have them. Only ``snapshot()``
+may be a moment behind another's write.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,7 @@ import signal
 import sqlite3
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -17,7 +23,10 @@ from typing import Any
 import pytest
 
 from cni.ipam.block import Block, BlockConflict, BlockExists, BlockState, BlockStoreError
+from lab.apiserver.server import ApiDouble
 from routing.datastore.database import APPLICATION_ID
+from routing.datastore.kubernetes import KubernetesStore
+from routing.datastore.kubernetes_watch import Pace
 from routing.datastore.local import LocalStore
 from routing.datastore.resources import block_name, block_resource
 from routing.datastore.snapshot import (
@@ -38,6 +47,7 @@ from routing.datastore.snapshot import (
     SecretResource,
     StoreError,
 )
+from tests.fakes.kube_apiserver import CRDS, SKIPPED, assets, running
 from tests.fakes.store import FakeDatastore
 
 POOL = IPPoolResource(Meta("four"), ip_network("10.0.0.0/24"), 26)
@@ -46,18 +56,62 @@ PEER = BGPPeerResource(Meta("tor"), ip_address("192.0.2.254"), 64512, node="node
 BLOCK = Block(ip_network("10.0.0.64/26"), "four", "node-a", BlockState.PENDING)
 
 
-@pytest.fixture(params=["fake", "local", "two handles"])
+STORES = (
+    ("fake", 1),
+    *((store, handles) for store in ("local", "kubernetes", "real") for handles in (1, 2)),
+)
+"""(which store, how many handles on its state)."""
+PACE = Pace(backoff_first_s=0.02, backoff_max_s=0.2, sync_wait_s=10.0)
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory):
+    """(a kube-apiserver with our CRDs, their collections), or a skip."""
+    directory = assets()
+    if directory is None:
+        pytest.skip(SKIPPED)
+    if not CRDS.is_dir():
+        pytest.skip(f"{CRDS} is not there")
+    with running(directory, tmp_path_factory.mktemp("kube-apiserver")) as server:
+        yield server, server.install()
+
+
+@pytest.fixture(params=STORES, ids=lambda param: f"{param[0]} {param[1]}")
 async def stores(request, tmp_path):
-    """(the store to write to, the store to read from): the same, or two on one file."""
-    if request.param == "fake":
-        fake = FakeDatastore()
-        yield fake, fake
-        return
-    first = LocalStore(tmp_path / "store.db")
-    second = first if request.param == "local" else LocalStore(tmp_path / "store.db")
-    yield first, second
-    await first.close()
-    await second.close()
+    """(the store to write to, the store to read from): the same, or two of the same state."""
+    store, handles = request.param
+    double = None
+    opened: list[Any] = []
+    if store == "fake":
+        opened = [FakeDatastore()]
+    elif store == "local":
+        opened = [LocalStore(tmp_path / "store.db") for _ in range(handles)]
+    else:
+        if store == "kubernetes":
+            double = ApiDouble()
+            await double.start()
+            kubeconfig = double.write_kubeconfig(tmp_path / "kubeconfig")
+        else:
+            server, paths = request.getfixturevalue("real")
+            server.wipe(paths)
+            kubeconfig = server.kubeconfig
+        opened = [await KubernetesStore.open(kubeconfig, pace=PACE) for _ in range(handles)]
+    yield opened[0], opened[-1]
+    for each in opened:
+        await each.close()
+    if double is not None:
+        await double.stop()
+
+
+async def snapshot_when(store, holds):
+    """The first snapshot of which ``holds`` is true, within 10 s; else the last one, to fail on."""
+    snapshot = await store.snapshot()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(10):
+            while not holds(snapshot):
+                await store.changed()
+                snapshot = await store.snapshot()
+    return snapshot
 
 
 # -- resources -----------------------------------------------------------------------------
@@ -66,13 +120,25 @@ async def stores(request, tmp_path):
 async def test_what_was_created_is_read_back_with_version_uid_and_generation(stores):
     """get() gives what create() returned, and that is what was given."""
     write, read = stores
+    peer = replace(PEER, meta=Meta("tor", labels={"rack": "r1"}, annotations={"note": "x y"}))
+
+    created = await write.create(peer)
+
+    assert await read.get("BGPPeer", "tor") == created
+    assert created.meta.resource_version
+    assert created.meta.uid
+    assert created.meta.generation == 1
+    assert replace(created, meta=peer.meta) == peer
+    assert (created.meta.labels, created.meta.annotations) == ({"rack": "r1"}, {"note": "x y"})
+
+
+async def test_a_node_is_read_back_as_it_was_created(stores):
+    """Its addresses, ASN and labels; on a Kubernetes store it is a v1 Node."""
+    write, read = stores
 
     created = await write.create(NODE)
 
     assert await read.get("Node", "node-a") == created
-    assert created.meta.resource_version
-    assert created.meta.uid
-    assert created.meta.generation == 1
     assert replace(created, meta=NODE.meta) == NODE
     assert created.meta.labels == {"rack": "r1"}
 
@@ -135,11 +201,11 @@ async def test_an_update_of_another_object_of_the_same_name_is_refused(stores):
 async def test_generation_counts_changes_of_the_spec_only(stores):
     """A label changes the version, not the generation; nothing changed changes neither."""
     write, _ = stores
-    first = await write.create(NODE)
+    first = await write.create(PEER)
 
     labelled = await write.update(replace(first, meta=replace(first.meta, labels={"a": "b"})))
     same = await write.update(labelled)
-    changed = await write.update(replace(same, asn=65000))
+    changed = await write.update(replace(same, asn=65001))
 
     assert labelled.meta.resource_version != first.meta.resource_version
     assert same == labelled
@@ -169,7 +235,8 @@ async def test_lists_are_in_name_order(stores):
         await write.create(replace(NODE, meta=Meta(name)))
 
     assert [r.meta.name for r in await read.list("Node")] == ["a10", "a2", "b", "c"]
-    assert [n.meta.name for n in (await read.snapshot()).nodes] == ["a10", "a2", "b", "c"]
+    snapshot = await snapshot_when(read, lambda found: len(found.nodes) == 4)
+    assert [n.meta.name for n in snapshot.nodes] == ["a10", "a2", "b", "c"]
 
 
 async def test_a_snapshot_holds_everything(stores):
@@ -184,7 +251,12 @@ async def test_a_snapshot_holds_everything(stores):
     block = await write.create_block(BLOCK)
     configuration = await write.create(BGPConfigurationResource(Meta("default"), asn=64999))
 
-    snapshot = await read.snapshot()
+    snapshot = await snapshot_when(
+        read,
+        lambda found: (
+            found.pools and found.nodes and found.peers and found.blocks and found.bgp.asn == 64999
+        ),
+    )
 
     assert (snapshot.pools, snapshot.nodes, snapshot.peers) == ((pool,), (node,), (peer,))
     assert (snapshot.blocks, snapshot.bgp) == ((block,), configuration)
@@ -207,7 +279,9 @@ async def test_a_snapshot_holds_filters_and_the_passwords_that_are_referred_to(s
         replace(PEER, meta=Meta("lost"), password=SecretKeyRef("bgp", "no-such-key"))
     )
 
-    snapshot = await read.snapshot()
+    snapshot = await snapshot_when(
+        read, lambda found: found.filters and len(found.passwords) == len(found.peers) == 2
+    )
 
     assert snapshot.filters == (rule,)
     assert snapshot.passwords == {
@@ -223,7 +297,7 @@ async def test_a_pool_that_overlaps_another_is_refused_by_its_name(stores):
     """Inside, around, or equal; and the state is untouched."""
     write, read = stores
     await write.create(POOL)
-    before = await read.snapshot()
+    before = await snapshot_when(read, lambda found: found.pools)
 
     for cidr in ("10.0.0.0/25", "10.0.0.0/16", "10.0.0.0/24"):
         with pytest.raises(InvalidResource, match=r"overlaps IPPool 'four' \(10\.0\.0\.0/24\)"):
@@ -258,7 +332,7 @@ async def test_a_pool_with_blocks_is_not_deleted(stores):
     await write.delete_block(block)
     await write.delete("IPPool", "four")
 
-    assert (await read.snapshot()).pools == ()
+    assert (await snapshot_when(read, lambda found: not found.pools)).pools == ()
 
 
 @pytest.mark.parametrize(

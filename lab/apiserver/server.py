@@ -1,0 +1,448 @@
+"""ApiDouble: an API server on loopback that keeps what the real one promises about writes.
+
+Public doubles lack the compare-and-swap, and that is what block ownership stands on. This one has
+resourceVersion and UID preconditions, the status subresource, merge patches, paged lists, watches
+with bookmarks and 410 after compaction; and switches for everything that goes wrong:
+
+    fault(...)      the next matching requests: 409, 429 with Retry-After, 500, slow, cut off after
+                    the write was done
+    is_silent       watches stay open and say nothing any more, not even that they end
+    down() / up()   the server is gone, and back on the same port with the same state
+    state.compact() watches from before get 410
+
+From another process: ``python -m lab.apiserver --port-file F --kubeconfig K``; SIGUSR1 is down,
+SIGUSR2 is up; POST /-/fault takes a Fault as JSON, POST /-/compact nothing, and POST /-/silent
+``{"on": bool}``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from lab.apiserver.schema import load_schemas
+from lab.apiserver.state import KINDS, ApiError, Change, Key, Kind, Object, State
+
+JSON = "application/json"
+MERGE_PATCHES = ("application/merge-patch+json", "application/strategic-merge-patch+json")
+WATCH_DEFAULT_S = 1800.0
+
+
+class UnknownPath(Exception):
+    """No such collection: an API server answers with a line of text, and no metav1.Status."""
+
+
+@dataclass(slots=True)
+class Fault:
+    """What happens to the next ``times`` requests that match; an empty field matches all.
+
+    ``after_commit``: the request is done first; then the answer is ``status``, or comes
+    ``slow_s`` late, or (neither) never: the connection is cut.
+    """
+
+    verb: str = ""
+    resource: str = ""
+    name: str = ""
+    status: int = 0
+    reason: str = ""
+    retry_after_s: float | None = None
+    slow_s: float = 0.0
+    after_commit: bool = False
+    times: int = 1
+
+    def matches(self, asked: Asked) -> bool:
+        return (
+            self.times > 0
+            and self.verb in ("", asked.verb)
+            and self.resource in ("", asked.resource)
+            and self.name in ("", asked.name)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request asks for. ``resource`` is the plural, with ``/status`` for the subresource."""
+
+    verb: str
+    kind: Kind
+    namespace: str
+    name: str
+    is_status: bool
+    query: Mapping[str, str]
+
+    @property
+    def resource(self) -> str:
+        return self.kind.plural + ("/status" if self.is_status else "")
+
+    @property
+    def key(self) -> Key:
+        return Key(self.kind, self.namespace, self.name)
+
+
+class ApiDouble:
+    """The server. ``await start()``, then ``url``; ``await stop()``."""
+
+    def __init__(self, state: State | None = None, *, listen: str = "127.0.0.1") -> None:
+        self.state = state or State(load_schemas())
+        self.calls: Counter[tuple[str, str]] = Counter()
+        """(verb, resource) -> requests."""
+        self.bookmark_s = 1.0
+        self.bookmarks = 0
+        """How many have been sent."""
+        self.missing: set[str] = set()
+        """Plurals that are not served, as if nobody had installed their definitions."""
+        self.secret_queries: list[Mapping[str, str]] = []
+        """The queries of lists and watches of Secrets."""
+        self.port = 0
+        self._listen = listen
+        self._is_silent = False
+        self._faults: list[Fault] = []
+        self._pages: dict[str, list[Object]] = {}
+        self._runner: web.AppRunner | None = None
+        self._open: set[asyncio.Transport] = set()
+        self._stirred: list[asyncio.Event] = []
+
+    @property
+    def url(self) -> str:
+        host = f"[{self._listen}]" if ":" in self._listen else self._listen
+        return f"http://{host}:{self.port}"
+
+    @property
+    def is_up(self) -> bool:
+        return self._runner is not None
+
+    @property
+    def is_silent(self) -> bool:
+        return self._is_silent
+
+    @is_silent.setter
+    def is_silent(self, value: bool) -> None:
+        self._is_silent = value
+        self._stir()
+
+    def fault(self, **fields: Any) -> None:
+        """Arms a Fault."""
+        self._faults.append(Fault(**fields))
+
+    def clear_faults(self) -> None:
+        """Disarms what was not used up."""
+        self._faults.clear()
+
+    def write_kubeconfig(self, path: Path) -> Path:
+        """A kubeconfig that leads here."""
+        path.write_text(
+            json.dumps(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "current-context": "double",
+                    "clusters": [{"name": "double", "cluster": {"server": self.url}}],
+                    "users": [{"name": "double", "user": {"token": "double"}}],
+                    "contexts": [
+                        {"name": "double", "context": {"cluster": "double", "user": "double"}}
+                    ],
+                }
+            )
+        )
+        return path
+
+    # -- life ------------------------------------------------------------------------------
+
+    async def start(self, port: int = 0) -> None:
+        """Listens; on the port of before when there was one."""
+        application = web.Application(client_max_size=4 << 20)
+        application.router.add_route("*", "/{path:.*}", self._handle)
+        runner = web.AppRunner(
+            application, handle_signals=False, access_log=None, shutdown_timeout=0.1
+        )
+        await runner.setup()
+        site = web.TCPSite(runner, self._listen, port or self.port, reuse_address=True)
+        await site.start()
+        self._runner = runner
+        self.port = runner.addresses[0][1]
+        self.state.listen(self._stir)
+
+    async def down(self) -> None:
+        """The process died: nobody listens, connections are reset, the state stays (etcd)."""
+        if self._runner is None:
+            return
+        runner, self._runner = self._runner, None
+        self.state.unlisten(self._stir)
+        for site in list(runner.sites):
+            await site.stop()
+        for transport in list(self._open):
+            transport.abort()
+        self._stir()
+        await runner.cleanup()
+
+    async def up(self) -> None:
+        """And is started again."""
+        await self.start()
+
+    async def stop(self) -> None:
+        """The end."""
+        await self.down()
+
+    def _stir(self) -> None:
+        for event in self._stirred:
+            event.set()
+
+    # -- requests --------------------------------------------------------------------------
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        transport = request.transport
+        if isinstance(transport, asyncio.Transport):
+            self._open.add(transport)
+        try:
+            return await self._answer(request)
+        except ApiError as error:
+            return web.json_response(error.document(), status=error.code)
+        except UnknownPath:
+            return web.Response(text="404 page not found\n", status=404)
+        finally:
+            if isinstance(transport, asyncio.Transport):
+                self._open.discard(transport)
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        path = request.path
+        if path.startswith("/-/"):
+            return await self._control(path, request)
+        if path in ("/healthz", "/livez", "/readyz"):
+            return web.Response(text="ok")
+        if path == "/version":
+            return web.json_response({"major": "1", "minor": "35", "gitVersion": "v1.35.0-double"})
+        asked = _asked(request)
+        if asked.kind.plural in self.missing:
+            raise UnknownPath
+        if asked.kind.kind == "Secret" and asked.verb in ("list", "watch"):
+            self.secret_queries.append(asked.query)
+        self.calls[asked.verb, asked.resource] += 1
+        fault = next((each for each in self._faults if each.matches(asked)), None)
+        if fault is not None:
+            fault.times -= 1
+            if not fault.after_commit:
+                await asyncio.sleep(fault.slow_s)
+                if fault.status:
+                    return _refusal(fault)
+        if asked.verb == "watch":
+            return await self._watch(asked, request)
+        document = self._do(asked, await _body(request))
+        if fault is not None and fault.after_commit:
+            if fault.status:
+                return _refusal(fault)
+            if not fault.slow_s and request.transport is not None:
+                request.transport.abort()
+            await asyncio.sleep(fault.slow_s)
+        return web.json_response(document, status=201 if asked.verb == "create" else 200)
+
+    def _do(self, asked: Asked, body: Object) -> Object:
+        if asked.query.get("dryRun") == "All":
+            with self.state.dry():
+                return self._perform(asked, body)
+        return self._perform(asked, body)
+
+    def _perform(self, asked: Asked, body: Object) -> Object:
+        state = self.state
+        match asked.verb:
+            case "get":
+                return state.get(asked.key)
+            case "list":
+                return self._list(asked)
+            case "create":
+                return state.create(asked.kind, asked.namespace, body)
+            case "update":
+                return state.replace(asked.key, body, is_status=asked.is_status)
+            case "patch":
+                return state.patch(asked.key, body, is_status=asked.is_status)
+            case "delete":
+                old = state.delete(asked.key, body.get("preconditions") or {})
+                details = {"name": asked.name, "uid": old["metadata"]["uid"]}
+                return {
+                    "kind": "Status",
+                    "apiVersion": "v1",
+                    "status": "Success",
+                    "details": details,
+                }
+            case _:
+                raise ApiError(405, "MethodNotAllowed", f"{asked.verb} is not supported")
+
+    def _list(self, asked: Asked) -> Object:
+        metadata = {"resourceVersion": str(self.state.version)}
+        token = asked.query.get("continue")
+        if token:
+            if token not in self._pages:
+                raise ApiError(410, "Expired", "The provided continue parameter is too old")
+            found = self._pages.pop(token)
+            metadata["resourceVersion"] = json.loads(base64.b64decode(token))["rv"]
+        else:
+            found = [
+                each
+                for each in self.state.list(asked.kind, asked.namespace)
+                if _selected(asked, each)
+            ]
+        limit = int(asked.query.get("limit", 0))
+        if limit and len(found) > limit:
+            rest = {
+                "rv": metadata["resourceVersion"],
+                "n": len(self._pages),
+                "of": asked.kind.plural,
+            }
+            token = base64.b64encode(json.dumps(rest).encode()).decode()
+            self._pages[token] = found[limit:]
+            metadata["continue"] = token
+            found = found[:limit]
+        return {
+            "kind": f"{asked.kind.kind}List",
+            "apiVersion": asked.kind.api_version,
+            "metadata": metadata,
+            "items": found,
+        }
+
+    async def _watch(self, asked: Asked, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": JSON})
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        stirred = asyncio.Event()
+        self._stirred.append(stirred)
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + float(asked.query.get("timeoutSeconds", WATCH_DEFAULT_S))
+        wants_bookmarks = asked.query.get("allowWatchBookmarks") == "true"
+        version = int(asked.query.get("resourceVersion") or self.state.version)
+        runner = self._runner
+        with suppress(ConnectionError):
+            try:
+                while self._runner is runner:
+                    stirred.clear()
+                    if not self._is_silent:
+                        version = await self._speak(asked, response, version)
+                        if loop.time() >= end_s:
+                            break
+                    wait_s = min(self.bookmark_s, max(0.0, end_s - loop.time()))
+                    try:
+                        async with asyncio.timeout(None if self._is_silent else wait_s):
+                            await stirred.wait()
+                    except TimeoutError:
+                        if wants_bookmarks:
+                            version = await self._speak(asked, response, version)
+                            await response.write(_line("BOOKMARK", _bookmark(asked.kind, version)))
+                            self.bookmarks += 1
+            except ApiError as error:
+                await response.write(_line("ERROR", error.document()))
+            finally:
+                self._stirred.remove(stirred)
+        return response
+
+    async def _speak(self, asked: Asked, response: web.StreamResponse, version: int) -> int:
+        """Writes what happened since a version; returns the version it came to."""
+        until = self.state.version
+        for change in list(self.state.changes(asked.kind, asked.namespace, version)):
+            event = _event(asked, change)
+            if event is not None:
+                await response.write(event)
+        return until
+
+    async def _control(self, path: str, request: web.Request) -> web.Response:
+        body = await _body(request)
+        match path:
+            case "/-/fault":
+                self.fault(**body)
+            case "/-/compact":
+                self.state.compact()
+            case "/-/silent":
+                self.is_silent = bool(body.get("on", True))
+            case _:
+                raise ApiError(404, "NotFound", path)
+        return web.json_response({})
+
+
+def _asked(request: web.Request) -> Asked:
+    path = request.path
+    for kind in KINDS:
+        prefix = kind.prefix + "/"
+        if not path.startswith(prefix):
+            continue
+        parts = path.removeprefix(prefix).split("/")
+        namespace = ""
+        if len(parts) > 2 and parts[0] == "namespaces" and kind.plural != "namespaces":
+            namespace, parts = parts[1], parts[2:]
+        if parts[0] != kind.plural or len(parts) > 3:
+            continue
+        name = parts[1] if len(parts) > 1 else ""
+        is_status = len(parts) == 3
+        if is_status and (parts[2] != "status" or not kind.has_status):
+            continue
+        return Asked(_verb(request, name), kind, namespace, name, is_status, request.query)
+    raise UnknownPath
+
+
+def _verb(request: web.Request, name: str) -> str:
+    if request.method == "GET":
+        if request.query.get("watch") in ("true", "1"):
+            return "watch"
+        return "get" if name else "list"
+    return {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}[request.method]
+
+
+async def _body(request: web.Request) -> Object:
+    text = await request.read()
+    if not text:
+        return {}
+    if request.method == "PATCH" and request.content_type not in MERGE_PATCHES:
+        raise ApiError(415, "UnsupportedMediaType", request.content_type)
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ApiError(400, "BadRequest", str(error)) from None
+    if not isinstance(value, dict):
+        raise ApiError(400, "BadRequest", "not an object")
+    return value
+
+
+def _selected(asked: Asked, document: Object) -> bool:
+    metadata = document["metadata"]
+    for term in filter(None, asked.query.get("fieldSelector", "").split(",")):
+        path, _, value = term.partition("=")
+        found: Any = document
+        for part in path.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        if str(found) != value.lstrip("="):
+            return False
+    labels = metadata.get("labels") or {}
+    for term in filter(None, asked.query.get("labelSelector", "").split(",")):
+        key, _, value = term.partition("=")
+        if labels.get(key) != value.lstrip("="):
+            return False
+    return True
+
+
+def _event(asked: Asked, change: Change) -> bytes | None:
+    return _line(change.type, change.document) if _selected(asked, change.document) else None
+
+
+def _line(type_: str, document: Object) -> bytes:
+    return json.dumps({"type": type_, "object": document}).encode() + b"\n"
+
+
+def _bookmark(kind: Kind, version: int) -> Object:
+    return {
+        "kind": kind.kind,
+        "apiVersion": kind.api_version,
+        "metadata": {"resourceVersion": str(version), "creationTimestamp": None},
+    }
+
+
+def _refusal(fault: Fault) -> web.Response:
+    reasons = {403: "Forbidden", 409: "Conflict", 410: "Expired", 429: "TooManyRequests"}
+    reason = fault.reason or reasons.get(fault.status, "InternalError")
+    error = ApiError(fault.status, reason, f"fault: {reason}")
+    headers = {} if fault.retry_after_s is None else {"Retry-After": f"{fault.retry_after_s:g}"}
+    return web.json_response(error.document(), status=fault.status, headers=headers)
