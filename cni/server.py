@@ -270,36 +270,44 @@ class CniServer:
 def as_cni_error(error: Exception) -> CniError:
     """What a runtime is told about ``error``: the only such translation."""
     details = "; ".join(getattr(error, "__notes__", ()))
+    if isinstance(error, CniError):
+        joined = "; ".join(filter(None, (error.details, details)))
+        return CniError(error.code, error.msg, joined)
+    code, msg = code_and_sentence(error)
+    if code is Code.INTERNAL:
+        log.error("cni_request_failed", exc_info=error)
+    return CniError(code, msg, details)
+
+
+def code_and_sentence(error: Exception) -> tuple[Code, str]:
+    """The code and the sentence that stand for ``error``; nothing is logged."""
     match error:
         case CniError():
-            joined = "; ".join(filter(None, (error.details, details)))
-            return CniError(error.code, error.msg, joined)
+            return error.code, error.msg
         case FrameError():
-            code, msg = Code.DECODE_FAILURE, f"malformed request on the CNI socket: {error}"
+            return Code.DECODE_FAILURE, f"malformed request on the CNI socket: {error}"
         case TimeoutError():
-            code, msg = Code.TRY_AGAIN_LATER, "the agent did not finish in time; try again later"
+            return Code.TRY_AGAIN_LATER, "the agent did not finish in time; try again later"
         case NoAddress() | AddressRefused():
             # A resting address clears up by itself, an exhausted pool by an operator.
             waits = error.retry_after_s is not None
-            code, msg = Code.TRY_AGAIN_LATER if waits else Code.NO_ADDRESS, str(error)
+            return Code.TRY_AGAIN_LATER if waits else Code.NO_ADDRESS, str(error)
         case BlockStoreError():
-            code, msg = Code.TRY_AGAIN_LATER, f"the datastore gave no address block: {error}"
+            return Code.TRY_AGAIN_LATER, f"the datastore gave no address block: {error}"
         case HostRouteError():
-            code, msg = Code.HOST_ROUTE_FAILED, str(error)
+            return Code.HOST_ROUTE_FAILED, str(error)
         case NamespaceGone():
-            code, msg = Code.UNKNOWN_CONTAINER, str(error)
+            return Code.UNKNOWN_CONTAINER, str(error)
         case OwnNamespace():
-            code, msg = Code.INVALID_ENVIRONMENT, f"CNI_NETNS: {error}"
+            return Code.INVALID_ENVIRONMENT, f"CNI_NETNS: {error}"
         case PodInterfaceExists() | LinkExists():
-            code, msg = Code.INTERFACE_EXISTS, str(error)
+            return Code.INTERFACE_EXISTS, str(error)
         case WiringError():
-            code, msg = Code.WIRING_FAILED, str(error)
+            return Code.WIRING_FAILED, str(error)
         case AliasError():
-            code, msg = Code.INVALID_ENVIRONMENT, str(error)
+            return Code.INVALID_ENVIRONMENT, str(error)
         case _:
-            log.error("cni_request_failed", exc_info=error)
-            code, msg = Code.INTERNAL, f"the slash32 agent failed: {type(error).__name__}: {error}"
-    return CniError(code, msg, details)
+            return Code.INTERNAL, f"the slash32 agent failed: {type(error).__name__}: {error}"
 
 
 # -- the frame ---------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -37,6 +37,9 @@ from routing.control import ControlServer
 from routing.datastore.local import LocalStore
 from routing.fib import KernelFib
 from routing.links import link_of
+from routing.metrics.agent_metrics import AgentMetrics
+from routing.metrics.families import Observation
+from routing.metrics.observing import Scrape
 from routing.readiness import Seen, readiness
 from routing.reconcile import Reconciler
 from routing.settings import Settings
@@ -50,6 +53,9 @@ from routing.view import (
     route_rows,
     status_row,
 )
+
+if TYPE_CHECKING:
+    from routing.web.server import WebServer
 
 log = structlog.get_logger("routing.agent")
 
@@ -107,6 +113,8 @@ class Agent:
         self._settings = settings
         self._version = version
         self._store = store
+        self._started_at_s = time.monotonic()
+        self._metrics = AgentMetrics(node=settings.node, version=version, clock=time.monotonic)
         self._wiring = KernelWiring()
         departures = Departures()
         self._fib = KernelFib(on_link_gone=departures.tell, is_awaited=departures.is_awaited)
@@ -125,12 +133,12 @@ class Agent:
             socket_path=str(settings.bgp_socket),
             conf_path=str(settings.exabgp_conf),
             clock=time.monotonic,
-            on_change=lambda reason: self._loop.kick(f"bgp:{reason}"),
+            on_change=self._bgp_changed,
         )
         self._loop = Reconciler(
             node=settings.node,
             store=store,
-            fib=self._fib,
+            fib=self._metrics.fib(self._fib),
             speaker=self._speaker,
             pod_links=self._wiring,
             blocks=self._allocator,
@@ -139,9 +147,9 @@ class Agent:
             resync_s=settings.resync_s,
         )
         self._attacher = Attacher(
-            wiring=self._wiring,
-            host_routes=self._loop,
-            allocator=self._allocator,
+            wiring=self._metrics.wiring(self._wiring),
+            host_routes=self._metrics.host_routes(self._loop),
+            allocator=self._metrics.allocator(self._allocator),
             mtu_bytes=self._mtu_bytes,
             readiness=self._readiness,
             departures=departures,
@@ -154,7 +162,8 @@ class Agent:
             clock=time.monotonic,
             grace_s=settings.collect_grace_s,
         )
-        self._cni = CniServer(str(settings.cni_socket), self._attacher)
+        self._cni = CniServer(str(settings.cni_socket), self._metrics.verbs(self._attacher))
+        self._web: WebServer | None = None
         self._control = ControlServer(
             settings.agent_socket,
             {
@@ -182,6 +191,9 @@ class Agent:
             stack.push_async_callback(agent._speaker.close)
             stack.push_async_callback(agent._control.close)
             stack.push_async_callback(agent._cni.close)
+            if settings.http_port is not None:
+                agent._web = agent._web_server(settings.http_port)
+                stack.push_async_callback(agent._web.close)
             yield agent
 
     async def run_until(self, stop: asyncio.Event) -> None:
@@ -193,6 +205,8 @@ class Agent:
         self._adopt()
         await self._forget_connections()
         await self._control.start()
+        if self._web is not None:
+            await self._web.start()
         await self._speaker.start()
         await self._loop.run_pass()
         await self._cni.start()
@@ -228,6 +242,33 @@ class Agent:
                 await asyncio.to_thread(self._conntrack.flush, address)
             except ConntrackError as error:
                 log.warning("connections_not_forgotten", address=str(address), error=str(error))
+
+    def _bgp_changed(self, reason: str) -> None:
+        self._metrics.bgp_changed(reason)
+        self._loop.kick(f"bgp:{reason}")
+
+    def _web_server(self, port: int) -> WebServer:
+        # Here and not above: aiohttp takes 0.2 s to import, which an agent without it need not pay.
+        from routing.web.pages import pages
+        from routing.web.server import WebServer
+
+        def observe() -> Observation:
+            return self._metrics.observe(
+                loop=self._loop,
+                speaker=self._speaker,
+                allocator=self._allocator,
+                is_ready=self._readiness() is None,
+            )
+
+        def last_pass_s() -> float:
+            finished_at_s = self._loop.report.finished_at_s
+            return self._started_at_s if finished_at_s is None else finished_at_s
+
+        return WebServer(
+            pages(scrape=Scrape(observe), readiness=self._readiness, last_pass_s=last_pass_s),
+            port=port,
+            metrics_address=self._settings.metrics_address,
+        )
 
     def _mtu_bytes(self) -> int:
         """MTU of new pod links: as configured, or the smallest of the links that face peers."""

@@ -112,6 +112,8 @@ class Reconciler:
         self.report = PassReport()
         self.edge_error: str | None = "not looked at yet"
         """Why the rules at the pod's edge do not hold at present, or None."""
+        self.store_read_at_s: float | None = None
+        """When the store was last read, or None when it never was."""
 
     @property
     def snapshot(self) -> Snapshot:
@@ -265,7 +267,7 @@ class Reconciler:
     async def _read_store(self, failures: list[Failure[str]]) -> None:
         try:
             self._snapshot = await self._store.snapshot()
-            self._store_error = None
+            self._store_error, self.store_read_at_s = None, self._clock()
             await self._blocks.refresh(self._snapshot.blocks)
         except (StoreError, OSError) as error:
             # Last-known-good stays, but nothing is deleted or withdrawn on its word.

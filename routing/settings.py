@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 NODE_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
@@ -32,6 +33,8 @@ class Settings:
         cooldown_s: how long a released address rests before it is given out again.
         resync_s: how often everything is read back and compared although nothing was announced.
         collect_grace_s: how long an address must have been without a link to be given back.
+        http_port: where metrics, probes and the live page are on loopback; None for nowhere.
+        metrics_address: an address of this node where the metrics alone are served besides.
     """
 
     node: str
@@ -42,6 +45,8 @@ class Settings:
     cooldown_s: float = 30.0
     resync_s: float = 30.0
     collect_grace_s: float = 60.0
+    http_port: int | None = None
+    metrics_address: IPv4Address | IPv6Address | None = None
 
     def __post_init__(self) -> None:
         if not NODE_NAME.fullmatch(self.node):
@@ -59,6 +64,17 @@ class Settings:
         low, high = MTU_RANGE_BYTES
         if self.mtu_bytes is not None and not low <= self.mtu_bytes <= high:
             raise InvalidSettings(f"mtu = {self.mtu_bytes}: must be from {low} to {high} bytes")
+        if self.http_port is not None and not 0 < self.http_port < 65536:
+            raise InvalidSettings(f"http_port = {self.http_port}: must be from 1 to 65535")
+        if self.metrics_address is not None and self.http_port is None:
+            raise InvalidSettings(
+                f"metrics_address = {self.metrics_address}: needs http_port, which is off"
+            )
+        if self.metrics_address is not None and self.metrics_address.is_loopback:
+            raise InvalidSettings(
+                f"metrics_address = {self.metrics_address}: loopback is served already; "
+                "must be an address that a scraper reaches"
+            )
 
     @property
     def cni_socket(self) -> Path:
@@ -79,6 +95,10 @@ class Settings:
     @property
     def cooldown_file(self) -> Path:
         return self.state_dir / "cooldown"
+
+
+HTTP_PORT = 9178
+"""Where the agent's HTTP server is unless told otherwise; manifests/agent.yaml probes it."""
 
 
 def default_node_name() -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 import click
 
 from routing.cli.exits import FINDINGS, Exit, errors_as_exit_codes
 from routing.cli.main import version
-from routing.settings import Settings, default_node_name
+from routing.settings import HTTP_PORT, InvalidSettings, Settings, default_node_name
 
 
 @click.command()
@@ -47,6 +48,20 @@ from routing.settings import Settings, default_node_name
     help="Seconds a released address rests before it is given out again.",
 )
 @click.option(
+    "--http-port",
+    envvar="SLASH32_HTTP_PORT",
+    type=click.IntRange(0, 65535),
+    default=HTTP_PORT,
+    show_default=True,
+    help="Metrics, probes and the live page, on 127.0.0.1; 0 for none.",
+)
+@click.option(
+    "--metrics-address",
+    envvar="SLASH32_METRICS_ADDRESS",
+    metavar="ADDRESS",
+    help="An address of this node where /metrics (alone) is served besides, at the same port.",
+)
+@click.option(
     "--log-format", type=click.Choice(["console", "json"]), default="console", show_default=True
 )
 @click.option(
@@ -62,6 +77,8 @@ def agent(
     store: Path,
     mtu: int | None,
     cooldown: float,
+    http_port: int,
+    metrics_address: str | None,
     log_format: str,
     log_level: str,
 ) -> None:
@@ -81,8 +98,19 @@ def agent(
             store=store,
             mtu_bytes=mtu,
             cooldown_s=cooldown,
+            http_port=http_port or None,
+            metrics_address=_address(metrics_address),
         )
         try:
             asyncio.run(run_agent(settings, version=version()))
         except AlreadyRunning as error:
             raise Exit(str(error), FINDINGS) from None
+
+
+def _address(text: str | None) -> IPv4Address | IPv6Address | None:
+    if not text:
+        return None
+    try:
+        return ip_address(text)
+    except ValueError:
+        raise InvalidSettings(f"metrics_address = {text!r}: must be an IP address") from None
