@@ -332,6 +332,9 @@ class KernelFib:
         suspicion = self._down.pop(ifindex, None)
         if suspicion is not None:
             suspicion.cancel()
+            if event.kind == nl.RTM_NEWLINK and flags & nl.IFF_UP:
+                # Down and up again within the pause: it stays, and its routes went with the flap.
+                self._tell_down(ifindex)
         has_gone_down = change & nl.IFF_UP and change != JUST_MADE and not flags & nl.IFF_UP
         if has_gone_down and event.kind == nl.RTM_NEWLINK and self._reading_loop is not None:
             # A link that is being removed goes down first; it is only news when it stays.

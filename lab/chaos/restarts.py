@@ -256,7 +256,7 @@ ROWS = [
     Row("R5", "agent and speaker killed, speaker back alone", "0 lost, 0 route events", _ONE,
         both_killed, control="R0", is_quick=True),
     Row("R5b", "the same, the speaker twice in a row", "0 lost, 0 route events", _ONE,
-        both_killed_twice, control="R0"),
+        both_killed_twice, control="R0", is_quick=True),
     Row("R6", "ExaBGP in a crash loop: five times", "0 lost, 0 route events", _ONE,
         speaker_crash_loop, control="R0"),
     Row("R7", f"agent killed {CRASHES} times", "0 lost, 0 route events, sessions untouched", _ONE,

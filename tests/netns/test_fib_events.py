@@ -53,6 +53,21 @@ async def test_a_pod_link_that_comes_and_goes_is_no_news_but_one_that_goes_down_
             await fib.close()
 
 
+async def test_a_pod_link_that_goes_down_and_up_again_at_once_is_news():
+    """Its routes went with the flap, and the kernel tells of no IPv4 route that it takes so."""
+    with Fabric() as fabric:
+        node, pod = fabric.namespace("node"), fabric.namespace("pod")
+        fib = KernelFib(netns_fd=node.fd)
+        try:
+            add(node, pod)
+            node.ip("link set lo down")
+            await reasons_until(fib, "link")
+            node.ip_batch([f"link set {POD} down", f"link set {POD} up"])
+            assert "pod-link" in await reasons_until(fib, "pod-link")
+        finally:
+            await fib.close()
+
+
 def add(node: Namespace, pod: Namespace) -> None:
     """What an ADD does, by the same messages."""
     node.ip(f"link add {POD} type veth peer name eth0 netns {pod.name}")
