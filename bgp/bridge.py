@@ -15,8 +15,11 @@ Invariants:
 * Only printable ASCII passes to ExaBGP, which dies of anything else.
 * It ends when ExaBGP does (EOF on stdin, or the parent's death), and for no other reason.
 
-It knows nothing of what the lines say. It uses the standard library only, imports nothing of ours,
-and needs neither asyncio nor threads.
+* What peers have announced in their present sessions is kept as the lines that said it, up to
+  JOURNAL_LIMIT_BYTES, and told again to an agent that sends REPLAY: ExaBGP keeps no Adj-RIB-In.
+
+Of the lines it knows as much as that takes: whose they are, and which begin and end a session. It
+uses the standard library only, imports nothing of ours, and needs neither asyncio nor threads.
 """
 
 from __future__ import annotations
@@ -31,10 +34,15 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 
 TO_AGENT_LIMIT_BYTES = 64 * 1024 * 1024
 TO_EXABGP_LIMIT_BYTES = 1024 * 1024
 """Beyond, we stop reading from the agent until ExaBGP has taken some: the agent can wait."""
+JOURNAL_LIMIT_BYTES = 24 * 1024 * 1024
+"""Of lines kept: 350,000 UPDATEs of one route. Beyond, the peer that has said most is forgotten,
+and a new agent must ask it to send its routes again."""
+REPLAY = b"slash32-replay"
 COMMAND_LIMIT_BYTES = 64 * 1024
 """A longer command is no command; the agent has lost its way and is disconnected."""
 RECONNECT_S = 0.1
@@ -52,6 +60,62 @@ class ExaBgpGone(Exception):
     """Our pipes' other end is closed: the only reason to stop."""
 
 
+class Journal:
+    """What each peer has said in its present session, from its OPEN on, line by line."""
+
+    def __init__(self, limit_bytes: int = JOURNAL_LIMIT_BYTES) -> None:
+        self._limit_bytes = limit_bytes
+        self._lines: dict[bytes, list[bytes]] = {}
+        self._sizes: dict[bytes, int] = {}
+        self._size = 0
+        self._tail = b""
+
+    def take(self, data: bytes) -> None:
+        """What came from ExaBGP, cut anywhere."""
+        *lines, self._tail = (self._tail + data).split(b"\n")
+        for line in lines:
+            self._take_line(line)
+
+    def _take_line(self, line: bytes) -> None:
+        if line.startswith(b'{"slash32":"updates"'):
+            self._keep(_between(line, b'"peer":"'), line)
+        elif line.startswith(b'{ "exabgp"'):
+            kind, peer = _between(line, b'"type": "'), _between(line, b'"peer": "')
+            if kind == b"state" and b'"state": "down"' in line:
+                self._forget(peer)
+            elif kind == b"open":
+                self._forget(peer)
+                self._lines[peer], self._sizes[peer] = [], 0
+            if kind in (b"open", b"update"):
+                self._keep(peer, line)
+
+    def _keep(self, peer: bytes, line: bytes) -> None:
+        # Not from its OPEN on: we came in mid-session, or it is one that was forgotten.
+        if peer not in self._lines:
+            return
+        self._lines[peer].append(line)
+        self._sizes[peer] += len(line) + 64
+        self._size += len(line) + 64
+        if self._size > self._limit_bytes:
+            self._forget(max(self._sizes, key=lambda each: self._sizes[each]))
+
+    def _forget(self, peer: bytes) -> None:
+        self._lines.pop(peer, None)
+        self._size -= self._sizes.pop(peer, 0)
+
+    def answer(self) -> Iterator[bytes]:
+        """Everything again, whose it is, and ``done``: an answer as ExaBGP gives one."""
+        for lines in self._lines.values():
+            yield b"\n".join(lines) + b"\n"
+        yield b" ".join([b"whole", *self._lines]) + b"\ndone\n"
+
+
+def _between(line: bytes, mark: bytes) -> bytes:
+    """The word in quotes that follows ``mark``."""
+    _, found, rest = line.partition(mark)
+    return rest.partition(b'"')[0] if found else b""
+
+
 class Bridge:
     """The two streams and what is under way in each."""
 
@@ -65,6 +129,8 @@ class Bridge:
         self._command = bytearray()
         self._at_line_start = True
         self._skip_to_line_start = False
+        self._journal = Journal()
+        self._is_replay_due = False
 
     def run(self) -> None:
         """Moves bytes until ExaBGP is gone."""
@@ -114,9 +180,11 @@ class Bridge:
             return
         if not data:
             raise ExaBgpGone
+        self._journal.take(data)
         if self._agent is not None:
             self._queue(data)
         self._at_line_start = data.endswith(b"\n")
+        self._replay_if_due()
 
     def _write_exabgp(self) -> None:
         try:
@@ -154,6 +222,7 @@ class Bridge:
         self._to_agent.clear()
         self._to_agent_bytes = 0
         self._command.clear()
+        self._is_replay_due = False
         self._next_attempt_s = time.monotonic() + RECONNECT_S
 
     def _queue(self, data: bytes) -> None:
@@ -169,6 +238,13 @@ class Bridge:
         if self._to_agent_bytes > TO_AGENT_LIMIT_BYTES:
             _log(f"the agent is {self._to_agent_bytes} bytes behind; dropping its connection")
             self._drop_agent()
+
+    def _replay_if_due(self) -> None:
+        """Between two lines only, and with the rest of a line that the agent has half of first."""
+        if self._is_replay_due and self._at_line_start and self._agent is not None:
+            self._is_replay_due = False
+            for part in self._journal.answer():
+                self._enqueue(part)
 
     def _serve_agent(self, happened: int) -> None:
         try:
@@ -205,7 +281,10 @@ class Bridge:
         whole, newline, rest = self._command.rpartition(b"\n")
         if newline:
             for line in bytes(whole).split(b"\n"):
-                if _is_command(line):
+                if line == REPLAY:
+                    self._is_replay_due = True
+                    self._replay_if_due()
+                elif _is_command(line):
                     self._to_exabgp += line + b"\n"
                 else:
                     _log(f"refused a command of {len(line)} bytes: not printable ASCII")
@@ -241,6 +320,7 @@ def _hello() -> bytes:
         "pid": os.getpid(),
         "exabgp_pid": parent,
         "exabgp_start": _start_ticks(parent),
+        "mode": os.environ.get("SLASH32_EXABGP_MODE", ""),
     }
     return json.dumps(words).encode("ascii") + b"\n"
 

@@ -22,12 +22,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from bgp.exabgp_api import MAX_LINE_BYTES, Answered, Hello, Text, decode
+from bgp.exabgp_api import MAX_LINE_BYTES, Answered, Hello, RawUpdates, Text, decode
 from bgp.exabgp_commands import PROBE_ONE, PROBE_ZERO, RESET, ProtocolError
 from bgp.paths import Event
+from bgp.update_decoder import UpdateDecoder
 
 SILENCE_LIMIT_S = 10.0
 """How long ExaBGP may say nothing that belongs to an answer we wait for."""
+BIG_LINE_BYTES = 4096
 PROBE_BITS = 32
 WINDOW = 64
 """Route commands under way at once; ExaBGP works through 25 a round."""
@@ -72,6 +74,7 @@ class Conversation:
         self._answer_lines = 0
         self._lost: str | None = None
         self._probe: tuple[tuple[int, ...], asyncio.Future[None]] | None = None
+        self._updates = UpdateDecoder()
         self._seen_bits: collections.deque[int] = collections.deque(maxlen=PROBE_BITS)
 
     async def hello(self) -> Hello:
@@ -93,7 +96,11 @@ class Conversation:
         """Reads until the connection ends; every waiting command then fails."""
         try:
             while True:
-                self._take(await self._read_line())
+                line = await self._read_line()
+                self._take(line)
+                if len(line) >= BIG_LINE_BYTES:
+                    # A full table takes a while, and a pod's ADD must not wait for it.
+                    await asyncio.sleep(0)
         except ConversationLost as error:
             self._lose(str(error))
         finally:
@@ -159,6 +166,8 @@ class Conversation:
     def _take(self, raw: bytes) -> None:
         try:
             line = decode(raw)
+            if isinstance(line, RawUpdates):
+                line = tuple(self._updates.decode(line.peer, line.raw, is_ebgp=line.is_ebgp))
         except ProtocolError as error:
             # Skipped, not fatal: an UPDATE that we cannot read once, we cannot read after a
             # reconnect either, and reconnecting for ever would hold up every other peer.

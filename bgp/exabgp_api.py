@@ -14,7 +14,8 @@ This module deliberately knows no policy: which prefixes are welcome is the hub'
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from binascii import a2b_base64
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,8 @@ class Hello:
 
     bridge_pid: int
     exabgp: tuple[int, int]
+    mode: str = ""
+    """``tuned``, or ``stock: `` and why; see exabgp_tuned.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,16 @@ class Text:
     text: str
 
 
-Line = Hello | Answered | Text | tuple[Event, ...]
+@dataclass(frozen=True, slots=True)
+class RawUpdates:
+    """UPDATEs that the tuned ExaBGP hands on undecoded; bgp.update_decoder reads them."""
+
+    peer: Address
+    is_ebgp: bool
+    raw: bytes
+
+
+Line = Hello | Answered | Text | RawUpdates | tuple[Event, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +113,8 @@ def decode(line: bytes) -> Line:
     """What one line (without its newline) from the bridge says.
 
     Returns:
-        Hello, Answered, Text, or the events of a JSON line: none, when the line is of a kind we did
-        not ask for (ExaBGP may add some), never more than one UPDATE's worth.
+        Hello, Answered, Text, RawUpdates, or the events of a JSON line: none, when the line is of a
+        kind we did not ask for (ExaBGP may add some), never more than one UPDATE's worth.
 
     Raises:
         ProtocolError: the line is too long, not text, or an event that makes no sense.
@@ -121,6 +133,8 @@ def decode(line: bytes) -> Line:
     if not text.startswith("{") or ('"exabgp"' not in text and '"slash32"' not in text):
         return Text(text)
     message = object_of(json_of(text), "line")
+    if message.get("slash32") == "updates":
+        return _raw_updates(message)
     if "slash32" in message:
         return _hello(message)
     if "exabgp" not in message:
@@ -143,33 +157,16 @@ def decode_neighbors(lines: Iterable[str]) -> tuple[NeighborState, ...]:
     return tuple(states)
 
 
-def decode_adj_rib_in(
-    line: str, *, ebgp: Mapping[Address, bool]
-) -> tuple[Address, Path | Rejection]:
-    """One line of the answer to SHOW_ADJ_RIB_IN.
-
-    ExaBGP keeps one next hop of the two that an IPv6 route usually has, and it is the link-local
-    one. Such a line is a Rejection with the reason judgement.NEXT_HOP_LINK_LOCAL, though the route
-    may be good: the caller must ask the peer for it again.
-
-    Args:
-        line: the line.
-        ebgp: for each peer whether its session is external; AS_PATH is mandatory there.
+def decode_replayed(lines: Iterable[str]) -> frozenset[Address]:
+    """The text of the answer to REPLAY: whose routes have been told again, all of them.
 
     Raises:
-        ProtocolError: it is no such line.
+        ProtocolError: it is not that answer.
     """
-    peer, route = _dumped(line)
-    nlri = object_of(route.get("nlri"), "nlri")
-    prefix = judge_prefix(nlri.get("prefix"), _dumped_family(nlri))
-    if isinstance(prefix, Rejection):
-        return peer, prefix
-    attributes = judge_attributes(
-        object_of(route.get("attributes"), "attributes"), is_ebgp=ebgp.get(peer, False)
-    )
-    if isinstance(attributes, str):
-        return peer, Rejection(prefix, attributes)
-    return peer, judge_path(peer, prefix, [nlri.get("nexthop")], attributes)
+    words = " ".join(lines).split()
+    if words[:1] != ["whole"]:
+        raise ProtocolError(f"replay: {' '.join(words)[:80]!r}")
+    return frozenset(address_of(word, "replayed peer") for word in words[1:])
 
 
 def decode_adj_rib_out(line: str) -> tuple[Address, Advertisement]:
@@ -222,7 +219,16 @@ def _hello(message: dict[str, Any]) -> Hello:
             integer_of(message.get("exabgp_pid"), "exabgp_pid"),
             integer_of(message.get("exabgp_start"), "exabgp_start"),
         ),
+        mode=_printable(message.get("mode", "")),
     )
+
+
+def _raw_updates(message: dict[str, Any]) -> RawUpdates:
+    try:
+        raw = a2b_base64(str(message.get("raw")), strict_mode=True)
+    except ValueError as error:
+        raise ProtocolError(f"raw updates: {error}") from None
+    return RawUpdates(address_of(message.get("peer"), "peer"), message.get("ebgp") is True, raw)
 
 
 def _events(message: dict[str, Any]) -> tuple[Event, ...]:

@@ -189,13 +189,13 @@ def _body(address: Address, peer: Peer) -> tuple[str, str]:
         f"{_listen(peer, remote)}{_password(peer, remote)}{_ttl(peer, remote)}"
         "  group-updates true;\n"
         "  manual-eor true;\n"
-        "  adj-rib-in true;\n"
+        "  adj-rib-in false;\n"
         "  adj-rib-out true;\n"
         f"  family {{ {_families(peer, remote)} }}\n"
         f"{_next_hops(peer, remote)}"
         f"  capability {{ graceful-restart {restart_text}; route-refresh enable; }}\n"
         f"  api {{ processes [ {PROCESS_NAME} ]; neighbor-changes; "
-        "receive { parsed; update; refresh; notification; } }\n"
+        "receive { parsed; open; update; refresh; notification; } }\n"
     )
 
 

@@ -8,12 +8,13 @@ nothing of ours is imported, and each change is shaped so that it can be offered
   the kernel four times a message: poll and recv, for the header and for the body. What is refused
   (marker, length) and how is the same.
 * ``Protocol.read_message``: UPDATEs at the head of that buffer that are *known good* are handed on
-  together, undecoded, in one line ``{"slash32":"updates","peer":...,"raw":...}``. Known good: the
-  attributes, byte by byte, have passed ExaBGP's own full decoder in this very session without any
-  remark, in a message with the same fields in use, and the prefixes are whole (no length beyond the
-  family's, nothing left over). Everything else, also every first of its kind, End-of-RIB and every
-  other message type, takes the original's way, in order. So whatever would make the original send a
-  NOTIFICATION, discard an attribute or treat an UPDATE as a withdrawal, still does.
+  together, undecoded, in one line ``{"slash32":"updates","peer":...,"ebgp":...,"raw":...}``. Known
+  good: the attributes, byte by byte, have passed ExaBGP's own full decoder in this very session
+  without any remark, in a message with the same fields in use; all are of types that our decoder
+  reads or may ignore; and the prefixes are whole (no length beyond the family's, nothing left
+  over). Everything else, also every first of its kind, End-of-RIB and every other message type,
+  takes the original's way, in order. So whatever would make the original send a NOTIFICATION,
+  discard an attribute or treat an UPDATE as a withdrawal, still does.
 * ``log.debug``: nothing, where the level is above DEBUG anyway. The original builds two closures
   and a call a message only to find that out.
 
@@ -21,7 +22,8 @@ Nothing is held back: what is read is written at once, at most BATCH_BYTES of it
 sessions have their turn.
 
 ExaBGP must not keep an Adj-RIB-In of its own (``adj-rib-in false``), for it does not see the
-routes; where it is asked to keep one, or to write parsed messages, the original does all the work.
+routes; where it is asked to keep one, the original does all the work. So it does for peers without
+four-byte AS numbers or with ADD-PATH.
 """
 
 from __future__ import annotations
@@ -62,6 +64,8 @@ _MARKER = b"\xff" * 16
 _UPDATE = 2
 _MP_REACH, _MP_UNREACH = 14, 15
 _EXTENDED_LENGTH = 0x10
+_PLAIN_TYPES = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 32, 35})
+"""Attributes that do not change what others mean; AS4_PATH, for one, would."""
 _LONGEST = {b"\x00\x01\x01": 32, b"\x00\x02\x01": 128}
 """Bits of the longest prefix of each family that may be known good, by AFI and SAFI."""
 
@@ -113,10 +117,13 @@ def _multiprotocol_at(block: bytes) -> int | None:
     while offset < size:
         if offset + 3 > size:
             return None
-        if block[offset + 1] in (_MP_REACH, _MP_UNREACH):
+        kind = block[offset + 1]
+        if kind in (_MP_REACH, _MP_UNREACH):
             if found != -1:
                 return None
             found = offset
+        elif kind not in _PLAIN_TYPES:
+            return None
         if block[offset] & _EXTENDED_LENGTH:
             if offset + 4 > size:
                 return None
@@ -305,14 +312,15 @@ def _known_good_at_once() -> None:
     def is_eligible(self: Any) -> bool:
         api = self.neighbor.api
         return bool(
-            api["receive-packets"]
-            and api.get("receive-update", False)
+            api.get("receive-update", False)
+            and api["receive-parsed"]
+            and not api["receive-packets"]
             and not api["receive-consolidate"]
-            and not api["receive-parsed"]
             and not api.get("negotiated", False)
             and not self.neighbor["adj-rib-in"]
             and not self.connection.defensive
             and not self.log_routes
+            and self.negotiated.asn4
         )
 
     def take(connection: Any, buffer: bytearray, known: Known) -> tuple[bytearray, int]:
@@ -341,8 +349,10 @@ def _known_good_at_once() -> None:
             return
         neighbor = self.peer.neighbor
         text = b2a_base64(raw, newline=False).decode("ascii")
-        line = f'{{"slash32":"updates","peer":"{neighbor["peer-address"]}","raw":"{text}"}}'
-        for process in neighbor.api["receive-packets"]:
+        ebgp = "false" if neighbor["local-as"] == neighbor["peer-as"] else "true"
+        head = f'"peer":"{neighbor["peer-address"]}","ebgp":{ebgp}'
+        line = f'{{"slash32":"updates",{head},"raw":"{text}"}}'
+        for process in neighbor.api["receive-update"]:
             processes.write(process, line, neighbor)
 
     def learn(self: Any, known: Known, message: Any) -> None:

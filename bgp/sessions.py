@@ -11,7 +11,7 @@ Time is passed in, in seconds of any one clock.
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 
 from bgp.adj_rib import AdjRibIn
@@ -206,12 +206,19 @@ class Sessions:
         *,
         is_same_exabgp: bool,
         now_s: float,
+        whole: Set[Address] | None = None,
     ) -> set[tuple[Address, Family]]:
         """Corrects the beliefs by what ExaBGP reports; ends what ``begin_read_back`` began.
 
+        Args:
+            states: the sessions.
+            dump: what their peers have announced.
+            is_same_exabgp: it is the process that was there before.
+            whole: the peers of which everything is in ``dump`` or came as an event meanwhile; None:
+                all of them. Of the others, what is known stays until they have sent it again.
+
         Returns:
-            For which (peer, family) the peer must be asked to send its routes again, because
-            ExaBGP's report lacks the usable next hop of some.
+            For which (peer, family) the peer must be asked to send its routes again.
         """
         touched, self._touched = self._touched or set(), None
         reported = {state.peer: state for state in states if self._is_ours(state.peer)}
@@ -224,7 +231,9 @@ class Sessions:
             by_peer.setdefault(peer, []).append(entry)
         again: set[tuple[Address, Family]] = set()
         for peer in {*reported, *self.rib.peers()} - self._bounced:
-            if self.is_established(peer):
+            if self.is_established(peer) and whole is not None and peer not in whole:
+                again |= self._to_ask_again(peer, now_s)
+            elif self.is_established(peer):
                 entries = [e for e in by_peer.get(peer, ()) if (peer, e.prefix) not in touched]
                 keep = {prefix for owner, prefix in touched if owner == peer}
                 if not is_same_exabgp:
@@ -237,6 +246,12 @@ class Sessions:
         self._bounced = set()
         self._is_current = True
         return again
+
+    def correct_sessions(self, states: Iterable[NeighborState], now_s: float) -> None:
+        """The sessions' part of a read-back, for those whose routes are still to be told."""
+        for state in states:
+            if self._is_ours(state.peer):
+                self._correct(state, now_s)
 
     def correct_states(self, states: Iterable[NeighborState]) -> None:
         """Takes over what is now known of sessions that are up: families, our address."""
@@ -363,6 +378,14 @@ class Sessions:
             self._start(session, since_s, now_s)
         session.last_update_s = now_s
         session.negotiated = state.families
+
+    def _to_ask_again(self, peer: Address, now_s: float) -> set[tuple[Address, Family]]:
+        session = self._session(peer)
+        if self.rib.count(peer):
+            self._mark_stale(peer, now_s)
+        families = session.negotiated or frozenset(Family)
+        session.refreshing |= families
+        return {(peer, family) for family in families}
 
     def _correct_table(
         self,

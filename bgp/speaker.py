@@ -59,7 +59,6 @@ RETRY_S = 1.0
 RELOAD_WAIT_S = 1.0
 """How long ``set_peers`` waits for ExaBGP to take a change; afterwards it goes on by itself."""
 BACKLOG = 4
-DECODE_AT_ONCE = 500
 
 
 class Speaker:
@@ -427,15 +426,11 @@ class Speaker:
         self._exabgp = hello.exabgp
         async with self._out_lock:
             states = api.decode_neighbors(await _lines(conversation, commands.SHOW_NEIGHBORS))
-            ebgp = {state.peer: state.is_ebgp for state in states}
-            dump = []
-            for number, line in enumerate(await _lines(conversation, commands.SHOW_ADJ_RIB_IN)):
-                dump.append(api.decode_adj_rib_in(line, ebgp=ebgp))
-                if number % DECODE_AT_ONCE == 0:
-                    # A full table takes seconds, and a pod's ADD must not wait for them.
-                    await asyncio.sleep(0)
+            # First whose sessions there are: what is told again belongs to the present ones.
+            self._beliefs.correct_sessions(states, self._clock())
+            whole = api.decode_replayed(await _lines(conversation, commands.REPLAY))
             again = self._beliefs.read_back(
-                states, dump, is_same_exabgp=is_same, now_s=self._clock()
+                states, (), is_same_exabgp=is_same, now_s=self._clock(), whole=whole
             )
             await self._read_out(conversation)
             await self._read_marks(conversation)

@@ -7,15 +7,14 @@ so is how the reading ended.
 from __future__ import annotations
 
 import importlib.util
-import json
 import socket
-from binascii import a2b_base64
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from exabgp.bgp.message import Update
 from exabgp.bgp.message.direction import Direction
 from exabgp.bgp.message.open import Open
 from exabgp.configuration.configuration import Configuration
@@ -26,6 +25,10 @@ from exabgp.reactor.api.response import Response
 from exabgp.reactor.network.connection import Connection
 from exabgp.reactor.protocol import Protocol
 
+from bgp.exabgp_api import RawUpdates, decode
+from bgp.paths import Event
+from bgp.update_decoder import UpdateDecoder
+
 BGP = Path(__file__).parent.parent.parent / "bgp"
 
 CONF = """
@@ -35,7 +38,7 @@ neighbor 192.0.2.2 {{
   adj-rib-in false; manual-eor true;
   family {{ ipv4 unicast; ipv6 unicast; }}
   capability {{ route-refresh enable; }}
-  api {{ processes [ agent ]; neighbor-changes; receive {{ packets; open; update; }} }}
+  api {{ processes [ agent ]; neighbor-changes; receive {{ parsed; open; update; }} }}
 }}
 """
 
@@ -76,7 +79,8 @@ class Session:
         processes = SimpleNamespace(
             silence=False, write=lambda _process, line, *_rest: self.lines.append(line)
         )
-        processes.packets = lambda *words: self.lines.append(encoder.packets(*words))
+        processes.message = self._parsed
+        self._encoder = encoder
         peer = SimpleNamespace(
             neighbor=neighbor,
             stats={"receive-update": 0, "receive-keepalive": 0, "receive-notification": 0,
@@ -133,17 +137,20 @@ class Session:
                 idle += 1
         return turns
 
-    def bodies(self) -> list[bytes]:
-        """The UPDATEs that reached the API, in order."""
-        found: list[bytes] = []
+    def _parsed(self, _kind: int, neighbor: Any, direction: str, message: Any, *_: Any) -> None:
+        if message.TYPE == Update.TYPE:
+            words = neighbor, direction, message, None, b"", b""
+            self.lines.append(self._encoder.update(*words))
+
+    def events(self) -> list[Event]:
+        """What the agent makes of the lines."""
+        found: list[Event] = []
+        decoder = UpdateDecoder()
         for line in self.lines:
-            entry = json.loads(line)
-            if entry.get("slash32") == "updates":
-                raw, offset = a2b_base64(entry["raw"]), 0
-                while offset < len(raw):
-                    length = int.from_bytes(raw[offset : offset + 2], "big")
-                    found.append(raw[offset + 2 : offset + length - 17])
-                    offset += length - 17
-            elif entry["type"] == "update":
-                found.append(bytes.fromhex(entry["neighbor"]["message"]["body"][2:]))
+            said = decode(line.encode())
+            if isinstance(said, RawUpdates):
+                found += decoder.decode(said.peer, said.raw, is_ebgp=said.is_ebgp)
+            else:
+                assert isinstance(said, tuple)
+                found += said
         return found

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bgp import exabgp_api as api
-from bgp.exabgp_api import Answered, Hello, ProtocolError, Text
+from bgp.exabgp_api import Answered, Hello, ProtocolError, RawUpdates, Text
 from bgp.paths import Family, Update
 from bgp.paths import Path as BgpPath
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "exabgp-5.0.15"
 LINES = [
     line.encode()
-    for name in ("events.txt", "adj-rib-in.txt", "adj-rib-out.txt", "neighbors.txt")
+    for name in ("events.txt", "adj-rib-out.txt", "neighbors.txt")
     for line in (GOLDEN / name).read_text().splitlines()
 ]
 EVENTS = [json.loads(line) for line in (GOLDEN / "events.txt").read_text().splitlines()]
@@ -42,7 +42,7 @@ def check(line: bytes) -> None:
     """Every decoder on one line: values, or ProtocolError, and nothing else ever."""
     decoders: list[Callable[[], object]] = [
         lambda: api.decode_neighbors([text]),
-        lambda: api.decode_adj_rib_in(text, ebgp={}),
+        lambda: api.decode_replayed([text]),
         lambda: api.decode_adj_rib_out(text),
         lambda: api.decode_configuration_marks([text]),
     ]
@@ -55,7 +55,7 @@ def check(line: bytes) -> None:
     except ProtocolError:
         return
     if not isinstance(decoded, tuple):
-        assert isinstance(decoded, Answered | Hello | Text)
+        assert isinstance(decoded, Answered | Hello | RawUpdates | Text)
         return
     for event in decoded:
         if isinstance(event, Update):

@@ -160,24 +160,21 @@ def test_recorded_events_decode_to_what_happened() -> None:
     assert [events(line) for line in golden("events.txt")] == expected
 
 
-def test_a_dump_and_an_event_of_the_same_route_are_the_same_path() -> None:
-    """Communities are spelled differently in the two; a read-back must not look like a change."""
-    recorded = [events(line)[0] for line in golden("events.txt")[-2:]]
-    from_events = {u.announced[0] for u in recorded if isinstance(u, Update)}
-    external, internal = golden("adj-rib-in.txt")[:2]
-    from_dump = {
-        api.decode_adj_rib_in(external, ebgp={BIRD: True})[1],
-        api.decode_adj_rib_in(internal, ebgp={BIRD: False})[1],
-    }
-    assert from_events == from_dump
-    assert len(from_dump) == 2
+def test_raw_updates_are_bytes_with_their_peer() -> None:
+    """What the tuned ExaBGP says instead of JSON."""
+    line = b'{"slash32":"updates","peer":"192.0.2.2","ebgp":true,"raw":"AAEC"}'
+    assert api.decode(line) == api.RawUpdates(TOR, True, b"\0\1\2")
+    with pytest.raises(ProtocolError, match="raw updates"):
+        api.decode(line.replace(b"AAEC", b"AAE"))
 
 
-def test_a_dumped_ipv6_route_has_lost_its_usable_next_hop() -> None:
-    """ExaBGP keeps the link-local one; the caller is told by a reason of its own."""
-    line = golden("adj-rib-in.txt")[2]
-    expected = TOR, Rejection(ip_network("2001:db8:9::/64"), NEXT_HOP_LINK_LOCAL)
-    assert expected == api.decode_adj_rib_in(line, ebgp={TOR: True})
+def test_a_replay_names_whose_routes_are_whole() -> None:
+    """A peer that is not named must be asked."""
+    assert api.decode_replayed(["whole 192.0.2.2 2001:db8::1"]) == {TOR, ip_address("2001:db8::1")}
+    assert api.decode_replayed(["whole"]) == frozenset()
+    for text in ("", "lost", "whole nonsense"):
+        with pytest.raises(ProtocolError):
+            api.decode_replayed([text])
 
 
 def test_what_is_announced_reads_back() -> None:

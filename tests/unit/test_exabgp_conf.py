@@ -95,12 +95,12 @@ def test_every_setting_we_rely_on_is_written() -> None:
         "  outgoing-ttl 1;\n"
         "  group-updates true;\n"
         "  manual-eor true;\n"
-        "  adj-rib-in true;\n"
+        "  adj-rib-in false;\n"
         "  adj-rib-out true;\n"
         "  family { ipv4 unicast; ipv6 unicast; }\n"
         "  capability { graceful-restart 120; route-refresh enable; }\n"
         "  api { processes [ agent ]; neighbor-changes; "
-        "receive { parsed; update; refresh; notification; } }\n"
+        "receive { parsed; open; update; refresh; notification; } }\n"
         "}\n"
     )
 

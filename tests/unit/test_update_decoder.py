@@ -1,0 +1,130 @@
+"""The decoder alone; tests/property/test_exabgp_hotpath.py compares it with ExaBGP's."""
+
+from __future__ import annotations
+
+import contextlib
+from ipaddress import IPv4Address, ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bgp.exabgp_commands import ProtocolError
+from bgp.paths import EndOfRib, Family, Origin, Path, Rejection, Update
+from bgp.update_decoder import UpdateDecoder
+from tests.fakes.bgp_wire import (
+    END_OF_RIB,
+    END_OF_RIB_V6,
+    attribute,
+    nlri,
+    path_attributes,
+    reach,
+    unreach,
+    update,
+)
+
+PEER = ip_address("192.0.2.2")
+GLOBAL, LINK_LOCAL = ip_address("2001:db8::2"), ip_address("fe80::2")
+
+
+def framed(*bodies: bytes) -> bytes:
+    return b"".join((19 + len(body)).to_bytes(2, "big") + body for body in bodies)
+
+
+def decoded(*bodies: bytes, is_ebgp: bool = True) -> list[object]:
+    return list(UpdateDecoder().decode(PEER, framed(*bodies), is_ebgp=is_ebgp))
+
+
+def test_a_route_with_all_that_we_use():
+    """Each attribute where it belongs, in the words of the rest of the package."""
+    more = (
+        attribute(4, (7).to_bytes(4, "big"), 0x80)
+        + attribute(5, (200).to_bytes(4, "big"))
+        + attribute(8, bytes.fromhex("fde80005ffffff01"), 0xC0)
+        + attribute(9, bytes([192, 0, 2, 9]), 0x80)
+        + attribute(10, bytes([192, 0, 2, 8]), 0x80)
+        + attribute(32, bytes(range(12)), 0xC0)
+    )
+    body = update(nlri("10.0.0.0/26"), path_attributes(64512, 65001, more=more))
+    expected = Path(
+        PEER,
+        ip_network("10.0.0.0/26"),
+        PEER,
+        (64512, 65001),
+        2,
+        Origin.IGP,
+        7,
+        200,
+        ("65000:5", "65535:65281"),
+        ("66051:67438087:134810123",),
+        IPv4Address("192.0.2.9"),
+        (IPv4Address("192.0.2.8"),),
+    )
+    assert decoded(body, is_ebgp=False) == [Update(PEER, (expected,))]
+
+
+def test_ipv6_takes_the_global_of_two_next_hops():
+    """RFC 2545: the other one is for the link only."""
+    hops = LINK_LOCAL.packed + GLOBAL.packed
+    body = update(attributes=reach(hops, nlri("fd00::/122")) + path_attributes(1, next_hop=None))
+    (event,) = decoded(body)
+    assert isinstance(event, Update)
+    assert [(path.prefix, path.next_hop) for path in event.announced] == [
+        (ip_network("fd00::/122"), GLOBAL)
+    ]
+
+
+def test_withdrawals_and_ends_of_rib():
+    """Of both families."""
+    assert decoded(
+        update(withdrawn=nlri("10.0.0.0/26")),
+        update(attributes=unreach(nlri("fd00::/122"))),
+        END_OF_RIB,
+        END_OF_RIB_V6,
+    ) == [
+        Update(PEER, withdrawn=(ip_network("10.0.0.0/26"),)),
+        Update(PEER, withdrawn=(ip_network("fd00::/122"),)),
+        EndOfRib(PEER, Family.IPV4),
+        EndOfRib(PEER, Family.IPV6),
+    ]
+
+
+def test_a_route_that_cannot_be_used_is_rejected_and_the_rest_stands():
+    """A host bit in one prefix; a next hop that is none; no AS path from another AS."""
+    body = update(nlri("10.0.0.0/26") + bytes([26, 10, 0, 0, 1]), path_attributes(1))
+    (event,) = decoded(body)
+    assert isinstance(event, Update)
+    assert [path.prefix for path in event.announced] == [ip_network("10.0.0.0/26")]
+    assert event.rejected == (Rejection(ip_network("10.0.0.0/26"), "host-bits"),)
+    for attributes, reason in (
+        (path_attributes(1, next_hop="127.0.0.1"), "next-hop-loopback"),
+        (path_attributes(1, next_hop=None), "no-next-hop"),
+        (path_attributes(), "as-path-missing"),
+    ):
+        assert decoded(update(nlri("10.0.0.0/26"), attributes)) == [
+            Update(PEER, rejected=(Rejection(ip_network("10.0.0.0/26"), reason),))
+        ]
+
+
+def test_the_same_block_means_something_else_to_an_internal_peer():
+    """What is remembered is remembered for one kind of session."""
+    decoder = UpdateDecoder()
+    raw = framed(update(nlri("10.0.0.0/26"), path_attributes()))
+    (external,) = decoder.decode(PEER, raw, is_ebgp=True)
+    (internal,) = decoder.decode(PEER, raw, is_ebgp=False)
+    assert isinstance(external, Update)
+    assert isinstance(internal, Update)
+    assert (len(external.announced), len(internal.announced)) == (0, 1)
+
+
+@given(st.binary(max_size=60), st.booleans())
+def test_any_bytes_are_events_or_a_protocol_error(body: bytes, is_framed: bool):
+    """And nothing else: the agent's life does not hang on ExaBGP's bytes."""
+    with contextlib.suppress(ProtocolError):
+        list(UpdateDecoder().decode(PEER, framed(body) if is_framed else body, is_ebgp=True))
+
+
+def test_a_length_that_leads_out_is_refused():
+    """Rather than read what is not there."""
+    with pytest.raises(ProtocolError):
+        decoded(b"\0\0\0\x09@")
