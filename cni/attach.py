@@ -19,18 +19,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Any, Protocol
 
-from cni.answer import add_result, as_promised, differences_from_previous
+from cni.answer import Attached, as_promised, differences_from_previous
 from cni.asked import Asked, Pools, join
 from cni.attachment import Address, Attachment
 from cni.conntrack import Conntrack, ConntrackError
 from cni.departures import Departures
+from cni.eager import bounded
 from cni.errors import CniError, Code, shown
 from cni.netns import is_network_namespace, is_same_namespace, own_netns
 from cni.podlink import PodLink
@@ -40,8 +41,6 @@ from cni.wiring import LinkExists, ObservedLink, PodInterfaceExists, WiringError
 from cni.wish import PodWishes, WishRefused
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 VERB_DEADLINE_S = 30.0
 """kubelet gives a sandbox about four minutes and CRI-O five; the plugin waits for 60 s."""
@@ -143,6 +142,20 @@ class _Turn:
     users: int = 0
 
 
+@dataclass(slots=True)
+class _Undoing:
+    """How far an ADD has come, and so what has to be undone when it fails.
+
+    ``routed`` is empty until the host route is known to be ours: before that, a route to an
+    address of ours may be somebody else's.
+    """
+
+    attachment: Attachment
+    may_have_link: bool = False
+    may_have_route: bool = False
+    routed: tuple[Address, ...] = ()
+
+
 def _note_late_failure(worker: asyncio.Future[bool]) -> None:
     """The link is gone; what the remover says afterwards is news for the log alone."""
     if not worker.cancelled() and worker.exception() is not None:
@@ -207,8 +220,8 @@ class Attacher:
         self._turns: dict[Attachment, _Turn] = {}
         self._removers = ThreadPoolExecutor(REMOVER_THREADS, thread_name_prefix="cni-remove")
 
-    async def handle(self, request: Request, netns_fd: int | None) -> Result | None:
-        """Does what ``request`` asks; the result of an ADD, None for the other verbs.
+    async def handle(self, request: Request, netns_fd: int | None) -> Attached | None:
+        """Does what ``request`` asks; what an ADD has achieved, None for the other verbs.
 
         Args:
             request: parsed and validated.
@@ -220,22 +233,24 @@ class Attacher:
             TimeoutError: the deadline passed; an ADD has been undone.
             NoAddress, BlockStoreError, HostRouteError, WiringError: what failed underneath.
         """
-        async with asyncio.timeout(self._deadline_s):
-            match request.command:
-                case Command.ADD:
-                    return await self._add(request, netns_fd)
-                case Command.DEL:
-                    await self._delete(_attachment_of(request))
-                case Command.CHECK:
-                    await self._check(request, netns_fd)
-                case Command.STATUS:
-                    self._status()
-                case Command.GC:
-                    await self._collect(request.netconf)
-                case Command.VERSION:
-                    raise CniError(
-                        Code.INVALID_ENVIRONMENT, "CNI_COMMAND VERSION is the plugin's to answer"
-                    )
+        return await bounded(self._handle(request, netns_fd), self._deadline_s)
+
+    async def _handle(self, request: Request, netns_fd: int | None) -> Attached | None:
+        match request.command:
+            case Command.ADD:
+                return await self._add(request, netns_fd)
+            case Command.DEL:
+                await self._delete(_attachment_of(request))
+            case Command.CHECK:
+                await self._check(request, netns_fd)
+            case Command.STATUS:
+                self._status()
+            case Command.GC:
+                await self._collect(request.netconf)
+            case Command.VERSION:
+                raise CniError(
+                    Code.INVALID_ENVIRONMENT, "CNI_COMMAND VERSION is the plugin's to answer"
+                )
         return None
 
     async def close(self) -> None:
@@ -244,7 +259,7 @@ class Attacher:
 
     # -- ADD -------------------------------------------------------------------------------
 
-    async def _add(self, request: Request, netns_fd: int | None) -> Result:
+    async def _add(self, request: Request, netns_fd: int | None) -> Attached:
         attachment = _attachment_of(request)
         fd = self._usable_netns(request, netns_fd)
         # Before the turn is taken: whoever knows may ask elsewhere first, and no DEL waits for it.
@@ -285,7 +300,7 @@ class Attacher:
             return await self._allocator.assign(attachment, asked.addresses)
         return await self._allocator.assign(attachment, asked.addresses, pools=asked.pools)
 
-    async def _wire_some_address(self, request: Request, asked: Asked, netns_fd: int) -> Result:
+    async def _wire_some_address(self, request: Request, asked: Asked, netns_fd: int) -> Attached:
         """``_wire``, with another address when the host already routes the first one elsewhere.
 
         Wherever such a route comes from, its address is in use. ``_wire`` has released ours into
@@ -310,7 +325,7 @@ class Attacher:
                     error.add_note(f"an address was given up before: {each}")
                 raise
 
-    async def _repeat(self, request: Request, asked: Asked, netns_fd: int) -> Result | None:
+    async def _repeat(self, request: Request, asked: Asked, netns_fd: int) -> Attached | None:
         """The answer to an ADD of an attachment that has its link already, else None.
 
         What can be mended in place is: a pod may be running on it. A link that is still wrong
@@ -336,7 +351,7 @@ class Attacher:
                 mac, differences = "", [str(error)]
             if not differences:
                 log.info("add_repeated attachment=%s", attachment)
-                return add_result(request, link, pod_mac=mac)
+                return Attached(request, link, mac)
             log.warning(
                 "pod_link_rebuilt attachment=%s differences=%s", attachment, "; ".join(differences)
             )
@@ -345,52 +360,47 @@ class Attacher:
         await self._host_routes.forget(attachment, ())
         return None
 
-    async def _wire(self, request: Request, asked: Asked, netns_fd: int) -> Result:
+    async def _wire(self, request: Request, asked: Asked, netns_fd: int) -> Attached:
         """Allocates, wires and routes; whatever fails, all of it is undone."""
-        attachment = _attachment_of(request)
-        # Until ensure has returned, a route to an address of ours may be somebody else's.
-        routed: tuple[Address, ...] = ()
-        may_have_link = False
-
-        async def remove() -> None:
-            nonlocal may_have_link
-            if may_have_link:
-                await self._remove(attachment)
-                may_have_link = False
-
-        async def release() -> None:
-            # An address whose link may live on is not free: it waits for the runtime's DEL.
-            if not may_have_link:
-                await self._release(attachment)
-
-        async with AsyncExitStack() as undo:
-            undo.push_async_exit(_undoing("release", release))
-            addresses = await self._assign(attachment, asked)
-            link = self._link(request, addresses)
-            undo.push_async_exit(_undoing("remove", remove))
+        undo = _Undoing(_attachment_of(request))
+        try:
+            link = self._link(request, await self._assign(undo.attachment, asked))
+            undo.may_have_link = True
             try:
-                may_have_link = True
                 self._wiring.create(link, netns_fd)
             except (LinkExists, PodInterfaceExists):
                 # Nothing was made, and what is there may be somebody's living link.
-                may_have_link = False
+                undo.may_have_link = False
                 raise
-            undo.push_async_exit(
-                _undoing("forget", lambda: self._host_routes.forget(attachment, routed))
-            )
+            undo.may_have_route = True
             await self._host_routes.ensure(link)
-            routed = addresses
+            undo.routed = link.addresses
             mac = self._wiring.configure_pod(link, netns_fd)
-            result = add_result(request, link, pod_mac=mac)
-            undo.pop_all()
-        log.info(
+        except BaseException as error:
+            await self._undo(undo, error)
+            raise
+        _log_later(
             "pod_attached attachment=%s pod=%s addresses=%s link=%s",
-            attachment,
+            undo.attachment,
             request.pod or "-",
-            _listed(addresses),
+            _Listed(link.addresses),
             link.host_ifname,
         )
-        return result
+        return Attached(request, link, mac)
+
+    async def _undo(self, undo: _Undoing, error: BaseException) -> None:
+        """In reverse; what fails here is told with ``error``, and stops no other undoing."""
+        if undo.may_have_route:
+            with _telling("forget", error):
+                await self._host_routes.forget(undo.attachment, undo.routed)
+        if undo.may_have_link:
+            with _telling("remove", error):
+                await self._remove(undo.attachment)
+                undo.may_have_link = False
+        # An address whose link may live on is not free: it waits for the runtime's DEL.
+        if not undo.may_have_link:
+            with _telling("release", error):
+                await self._release(undo.attachment)
 
     def _link(self, request: Request, addresses: tuple[Address, ...]) -> PodLink:
         return PodLink(
@@ -425,11 +435,11 @@ class Attacher:
             removed = await self._remove(attachment)
             released = await self._give_back(attachment)
         if removed or released:
-            log.info(
+            _log_later(
                 "pod_detached attachment=%s link_removed=%s released=%s",
                 attachment,
                 removed,
-                _listed(released),
+                _Listed(released),
             )
 
     async def release_linkless(self, attachment: Attachment) -> tuple[Address, ...]:
@@ -530,7 +540,7 @@ class Attacher:
     async def _release(self, attachment: Attachment) -> tuple[Address, ...]:
         """Into cool-down, with nothing left that names the address: a UDP entry outlives its pod
         for minutes and would lead its old peers to the next holder."""
-        if self._conntrack is not None:
+        if self._conntrack is not None and not self._conntrack.is_empty():
             loop = asyncio.get_running_loop()
             for address in self._allocator.addresses(attachment):
                 try:
@@ -560,28 +570,26 @@ def _attachment_of(request: Request) -> Attachment:
     return request.attachment
 
 
-def _listed(addresses: tuple[Address, ...]) -> str:
-    return ",".join(str(each) for each in addresses) or "-"
+class _Listed:
+    """Addresses in a log line, as text only when the line is written."""
+
+    def __init__(self, addresses: tuple[Address, ...]) -> None:
+        self._addresses = addresses
+
+    def __str__(self) -> str:
+        return ",".join(str(each) for each in self._addresses) or "-"
 
 
-def _undoing(
-    step: str, action: Callable[[], Awaitable[object]]
-) -> Callable[
-    [type[BaseException] | None, BaseException | None, TracebackType | None], Awaitable[bool]
-]:
-    """``action`` as an exit of a stack: its own failure is told, and stops no other undoing."""
+def _log_later(line: str, *values: object) -> None:
+    """Writes an info line in the loop's next turn: the runtime need not wait for it."""
+    asyncio.get_running_loop().call_soon(partial(log.info, line, *values))
 
-    async def undo(
-        _kind: type[BaseException] | None,
-        error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> bool:
-        try:
-            await action()
-        except Exception as failure:
-            log.exception("undo_failed step=%s", step)
-            if error is not None:
-                error.add_note(f"undoing it, {step} failed: {failure}")
-        return False
 
-    return undo
+@contextmanager
+def _telling(step: str, error: BaseException) -> Iterator[None]:
+    """A failure of one step of undoing: noted on ``error``, and no more than that."""
+    try:
+        yield
+    except Exception as failure:
+        log.exception("undo_failed step=%s", step)
+        error.add_note(f"undoing it, {step} failed: {failure}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 Address = IPv4Address | IPv6Address
@@ -35,10 +36,22 @@ class Attachment:
         Hashed from the whole identity, not from the pod's name: an old and a new sandbox of the
         same pod then never share a link, so a late DEL cannot hurt the newer one.
         """
-        digest = hashlib.sha256(
-            "\0".join((self.network, self.container_id, self.ifname)).encode()
-        ).hexdigest()
-        return f"{HOST_IFNAME_PREFIX}{digest[:12]}"
+        return f"{HOST_IFNAME_PREFIX}{_digest(self.network, self.container_id, self.ifname)[:12]}"
+
+    @property
+    def mac(self) -> str:
+        """A unicast, locally administered MAC address for the pod end, from the same hash.
+
+        So that nobody need ask the kernel which one it took, and a link that is made anew for the
+        same sandbox has the one its neighbours know.
+        """
+        digest = _digest(self.network, self.container_id, self.ifname)
+        return ":".join(("02", *(digest[place : place + 2] for place in range(12, 22, 2))))
+
+
+@lru_cache(maxsize=1024)
+def _digest(network: str, container_id: str, ifname: str) -> str:
+    return hashlib.sha256("\0".join((network, container_id, ifname)).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

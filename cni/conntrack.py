@@ -68,6 +68,9 @@ class Conntrack(Protocol):
             ConntrackError: they could not be removed. The address must not be used again yet.
         """
 
+    def is_empty(self) -> bool:
+        """Whether nothing is tracked at all; never waits, and False where that is not sure."""
+
     def close(self) -> None:
         """Frees what it holds."""
 
@@ -110,6 +113,19 @@ class KernelConntrack:
         """Closes the socket. Closing twice is harmless."""
         if self._socket is not None:
             self._socket.close()
+
+    def is_empty(self) -> bool:
+        """Whether nothing is tracked at all: one message, so that no thread is needed for it."""
+        if self._socket is None:
+            return True
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            return not _entries(self._socket)
+        except (OSError, MalformedMessage):
+            return False
+        finally:
+            self._lock.release()
 
     def flush(self, address: Address) -> int:
         """Removes every entry that names ``address``, in whichever direction and at either end.

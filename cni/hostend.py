@@ -10,6 +10,7 @@ import struct
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from socket import AF_INET, AF_INET6, AF_UNSPEC
 
 from cni import netlink as nl
@@ -42,10 +43,12 @@ _V6_CONF = {"forwarding": 0, "accept_ra": 3, "accept_redirects": 4, "disable_ipv
 """DEVCONF_* of linux/ipv6.h; the array starts at 0."""
 
 _EXT_MASK = attribute_u32(nl.IFLA_EXT_MASK, nl.RTEXT_FILTER_SKIP_STATS)
-_NDTMSG = struct.Struct("=Bxxx")
+_NO_LINK = nl.IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0)
+_KIND_VETH = attribute_text(nl.IFLA_INFO_KIND, "veth")
 _RTGENMSG = struct.Struct("=Bxxx")
 _NDTA_NAME, _NDTA_PARMS = 1, 6
 _NDTPA_IFINDEX, _NDTPA_PROXY_DELAY = 1, 13
+_ARP_CACHE = struct.pack("=Bxxx", AF_INET) + attribute_text(_NDTA_NAME, "arp_cache")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,23 +86,28 @@ def expected_sysctls(link: PodLink) -> dict[str, int]:
     send_redirects is off for the link, but the kernel ORs it with net.ipv4.conf.all; and
     rp_filter is the greater of the link's and all's. We leave the host's own to its operator.
     """
-    v4, v6 = (int(address is not None) for address in (link.ipv4, link.ipv6))
-    v4_conf = {
-        "forwarding": v4,
-        "proxy_arp": v4,
-        "accept_redirects": 0,
-        "send_redirects": 0,
-        "rp_filter": 1,
-    }
-    v6_conf = {"disable_ipv6": 1 - v6, "accept_ra": 0, "accept_redirects": 0}
-    if v6:
-        v6_conf["forwarding"] = 1
     name = link.host_ifname
+    v4_conf, v6_conf = _v4_conf(link.ipv4 is not None), _v6_conf(link.ipv6 is not None)
     return {
         **{f"ipv6/conf/{name}/{key}": value for key, value in v6_conf.items()},
         **{f"ipv4/conf/{name}/{key}": value for key, value in v4_conf.items()},
         proxy_delay_path(name): 0,
     }
+
+
+def _v4_conf(has_v4: bool) -> dict[str, int]:
+    return {
+        "forwarding": int(has_v4),
+        "proxy_arp": int(has_v4),
+        "accept_redirects": 0,
+        "send_redirects": 0,
+        "rp_filter": 1,
+    }
+
+
+def _v6_conf(has_v6: bool) -> dict[str, int]:
+    conf = {"disable_ipv6": int(not has_v6), "accept_ra": 0, "accept_redirects": 0}
+    return conf | {"forwarding": 1} if has_v6 else conf
 
 
 def proxy_delay_path(ifname: str) -> str:
@@ -109,9 +117,8 @@ def proxy_delay_path(ifname: str) -> str:
 
 def slow_sysctls(link: PodLink) -> dict[str, int]:
     """Those that can only be written through /proc: IPv6 has no netlink knob for them."""
-    return {
-        path: value for path, value in expected_sysctls(link).items() if path.startswith("ipv6/")
-    }
+    prefix = f"ipv6/conf/{link.host_ifname}/"
+    return {prefix + key: value for key, value in _v6_conf(link.ipv6 is not None).items()}
 
 
 def host_differences(link: PodLink, found: HostEnd, *, has_gateway_v6: bool) -> Iterator[str]:
@@ -149,85 +156,87 @@ def host_differences(link: PodLink, found: HostEnd, *, has_gateway_v6: bool) -> 
 # -- messages ----------------------------------------------------------------------------------
 
 
+def _mac_attribute(mac: str) -> bytes:
+    return attribute(nl.IFLA_ADDRESS, bytes.fromhex(mac.replace(":", "")))
+
+
+_BORN_WITH = _mac_attribute(HOST_MAC) + attribute_u32(nl.IFLA_GROUP, LINK_GROUP)
+
+
 def get_link(ifname: str) -> bytes:
     """The body of RTM_GETLINK for one name."""
-    return (
-        nl.IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0)
-        + attribute_text(nl.IFLA_IFNAME, ifname)
-        + _EXT_MASK
-    )
+    return _NO_LINK + attribute_text(nl.IFLA_IFNAME, ifname) + _EXT_MASK
 
 
 def dump_veths() -> bytes:
     """The body of a RTM_GETLINK dump of every veth, without statistics."""
-    return (
-        nl.IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0)
-        + nested(nl.IFLA_LINKINFO, attribute_text(nl.IFLA_INFO_KIND, "veth"))
-        + _EXT_MASK
-    )
+    return _NO_LINK + nested(nl.IFLA_LINKINFO, _KIND_VETH) + _EXT_MASK
 
 
-def new_pair(link: PodLink, netns_fd: int) -> Request:
+def new_pair(link: PodLink, netns_fd: int, *, ifindex: int = 0, pod_ifindex: int = 0) -> Request:
     """The veth pair: host end DOWN in our namespace, pod end DOWN in ``netns_fd``.
 
     One queue a side: the kernel's default is one per possible CPU, 54 us and a sysfs entry each.
+
+    Args:
+        ifindex, pod_ifindex: the indexes of both ends; 0 leaves them to the kernel. It heeds a
+            wish for the pod end only together with one for the host end.
     """
-    ends = attribute_u32(nl.IFLA_NUM_TX_QUEUES, 1) + attribute_u32(nl.IFLA_NUM_RX_QUEUES, 1)
-    ends += attribute_u32(nl.IFLA_MTU, link.mtu_bytes)
+    ends = _both_ends(link.mtu_bytes)
     peer = nested(
         nl.VETH_INFO_PEER,
-        nl.IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0),
+        nl.IFINFOMSG.pack(AF_UNSPEC, 0, pod_ifindex, 0, 0),
         attribute_text(nl.IFLA_IFNAME, link.attachment.ifname),
         attribute_u32(nl.IFLA_NET_NS_FD, netns_fd),
-        _mac_attribute(link.mac) if link.mac is not None else b"",
+        _mac_attribute(link.pod_mac),
         ends,
     )
     body = (
-        nl.IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0)
+        nl.IFINFOMSG.pack(AF_UNSPEC, 0, ifindex, 0, 0)
         + attribute_text(nl.IFLA_IFNAME, link.host_ifname)
-        + _mac_attribute(HOST_MAC)
-        + attribute_u32(nl.IFLA_GROUP, LINK_GROUP)
+        + _BORN_WITH
         + ends
-        + nested(
-            nl.IFLA_LINKINFO,
-            attribute_text(nl.IFLA_INFO_KIND, "veth"),
-            nested(nl.IFLA_INFO_DATA, peer),
-        )
+        + nested(nl.IFLA_LINKINFO, _KIND_VETH, nested(nl.IFLA_INFO_DATA, peer))
     )
     return Request(nl.RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, body)
 
 
-def set_alias(ifindex: int, alias: str) -> Request:
-    """Writes the journal entry. Without a NUL: the kernel's limit of 255 counts every byte."""
+@lru_cache(maxsize=64)
+def _both_ends(mtu_bytes: int) -> bytes:
+    queues = attribute_u32(nl.IFLA_NUM_TX_QUEUES, 1) + attribute_u32(nl.IFLA_NUM_RX_QUEUES, 1)
+    return queues + attribute_u32(nl.IFLA_MTU, mtu_bytes)
+
+
+def set_fast_sysctls(link: PodLink, ifindex: int, *, alias: str | None = None) -> list[Request]:
+    """IPv4 devconf, addr_gen_mode and proxy_delay; half the cost of writing to /proc.
+
+    Args:
+        alias: the journal entry of a link that has none yet, in the same message. Without a NUL:
+            the kernel's limit of 255 counts every byte.
+    """
+    spec, delay = _settings(link.ipv4 is not None, link.ipv6 is not None)
     body = nl.IFINFOMSG.pack(AF_UNSPEC, 0, ifindex, 0, 0)
-    return Request(nl.RTM_SETLINK, 0, body + attribute(nl.IFLA_IFALIAS, alias.encode()))
-
-
-def set_fast_sysctls(link: PodLink, ifindex: int) -> list[Request]:
-    """IPv4 devconf, addr_gen_mode and proxy_delay; half the cost of writing to /proc."""
-    prefix = f"ipv4/conf/{link.host_ifname}/"
-    conf = [
-        attribute_u32(_V4_CONF[path.removeprefix(prefix)], value)
-        for path, value in expected_sysctls(link).items()
-        if path.startswith(prefix)
+    if alias is not None:
+        body += attribute(nl.IFLA_IFALIAS, alias.encode())
+    # Otherwise the gateway's first answer waits up to 0.8 s (80 jiffies, random).
+    parms = nested(_NDTA_PARMS, attribute_u32(_NDTPA_IFINDEX, ifindex), delay)
+    return [
+        Request(nl.RTM_SETLINK, 0, body + spec),
+        Request(nl.RTM_SETNEIGHTBL, 0, _ARP_CACHE + parms),
     ]
+
+
+@lru_cache(maxsize=4)
+def _settings(has_v4: bool, has_v6: bool) -> tuple[bytes, bytes]:
+    """IFLA_AF_SPEC with the IPv4 devconf, and the attribute for proxy_delay."""
+    conf = [attribute_u32(_V4_CONF[key], value) for key, value in _v4_conf(has_v4).items()]
     families = [nested(AF_INET, nested(nl.IFLA_INET_CONF, *conf))]
-    if link.ipv6 is not None:
+    if has_v6:
         families.append(
             nested(AF_INET6, attribute(nl.IFLA_INET6_ADDR_GEN_MODE, bytes([GEN_MODE_NONE])))
         )
-    spec = nl.IFINFOMSG.pack(AF_UNSPEC, 0, ifindex, 0, 0) + nested(nl.IFLA_AF_SPEC, *families)
-    # Otherwise the gateway's first answer waits up to 0.8 s (80 jiffies, random).
-    delay = (
-        _NDTMSG.pack(AF_INET)
-        + attribute_text(_NDTA_NAME, "arp_cache")
-        + nested(
-            _NDTA_PARMS,
-            attribute_u32(_NDTPA_IFINDEX, ifindex),
-            attribute(_NDTPA_PROXY_DELAY, struct.pack("=Q", 0)),
-        )
-    )
-    return [Request(nl.RTM_SETLINK, 0, spec), Request(nl.RTM_SETNEIGHTBL, 0, delay)]
+    delay = attribute(_NDTPA_PROXY_DELAY, struct.pack("=Q", 0))
+    return nested(nl.IFLA_AF_SPEC, *families), delay
 
 
 def set_mtu_and_mac(link: PodLink, ifindex: int) -> Request:
@@ -238,10 +247,6 @@ def set_mtu_and_mac(link: PodLink, ifindex: int) -> Request:
         + _mac_attribute(HOST_MAC)
     )
     return Request(nl.RTM_SETLINK, 0, body)
-
-
-def _mac_attribute(mac: str) -> bytes:
-    return attribute(nl.IFLA_ADDRESS, bytes.fromhex(mac.replace(":", "")))
 
 
 def set_up(ifindex: int) -> Request:
@@ -287,8 +292,11 @@ def dump_addresses(family: int, ifindex: int) -> bytes:
 # -- reading -----------------------------------------------------------------------------------
 
 
-def parse_link(body: bytes) -> HostEnd:
+def parse_link(body: bytes, *, with_sysctls: bool = True) -> HostEnd:
     """One RTM_NEWLINK body; ``proxy_delay`` is not in it.
+
+    Args:
+        with_sysctls: False leaves ``sysctls`` and ``addr_gen_mode`` out, half the work.
 
     Raises:
         MalformedMessage: the body is not a link message.
@@ -296,7 +304,8 @@ def parse_link(body: bytes) -> HostEnd:
     _family, _type, ifindex, flags, _change = _unpack_link(body)
     found = nl.attributes(body, nl.IFINFOMSG.size)
     name = nl.text(found.get(nl.IFLA_IFNAME, b""))
-    families = nl.attributes(found.get(nl.IFLA_AF_SPEC, b""))
+    spec = found.get(nl.IFLA_AF_SPEC, b"") if with_sysctls else b""
+    families = nl.attributes(spec)
     v4 = nl.attributes(families.get(AF_INET, b"")).get(nl.IFLA_INET_CONF, b"")
     v6_attributes = nl.attributes(families.get(AF_INET6, b""))
     v6 = v6_attributes.get(nl.IFLA_INET6_CONF, b"")

@@ -15,6 +15,7 @@ means accepted, and ten thousand routes cost one answer (360k against 60k routes
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -93,6 +94,8 @@ RTNEXTHOP = struct.Struct("=HBBi")
 HEADER = struct.Struct("=IHHII")
 """length, type, flags, sequence, port id."""
 ATTRIBUTE = struct.Struct("=HH")
+_ACK = struct.Struct("=4xH2xI4xi16x")
+"""Type, sequence and code of an acknowledgement that carries nothing else."""
 _TYPE_MASK = 0x3FFF
 _U32 = struct.Struct("=I")
 _I32 = struct.Struct("=i")
@@ -100,7 +103,7 @@ _I32 = struct.Struct("=i")
 SOL_NETLINK = 270
 _NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 10, 11, 12
 _NLMSGERR_ATTR_MSG = 1
-_SO_RCVBUFFORCE = 33
+_SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
 
 BATCH_BYTES = 96 * 1024
 """What one send carries at most; the kernel refuses more than the send buffer (208 KiB)."""
@@ -258,6 +261,8 @@ class NetlinkSocket:
         groups: multicast groups (RTNLGRP_*). A socket with groups is for ``events`` only.
         receive_buffer_bytes: forced above the system's limit when we may, else as far as it goes.
         protocol: NETLINK_ROUTE, or another that speaks in the same messages (NETLINK_NETFILTER).
+        event_filter: a classic BPF program (``struct sock_filter``) that says which messages of
+            the groups are queued at all.
     """
 
     def __init__(
@@ -267,6 +272,7 @@ class NetlinkSocket:
         groups: Sequence[int] = (),
         receive_buffer_bytes: int = 1 << 20,
         protocol: int = socket.NETLINK_ROUTE,
+        event_filter: bytes = b"",
     ) -> None:
         with inside(netns_fd):
             self._socket = socket.socket(
@@ -274,6 +280,8 @@ class NetlinkSocket:
             )
         try:
             self._set_options(receive_buffer_bytes)
+            if event_filter:
+                self._attach_filter(event_filter)
             self._socket.bind((0, sum(1 << (group - 1) for group in groups)))
             self.port_id: int = self._socket.getsockname()[0]
         except BaseException:
@@ -295,6 +303,12 @@ class NetlinkSocket:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, receive_buffer_bytes)
         except PermissionError:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+
+    def _attach_filter(self, program: bytes) -> None:
+        steps = ctypes.create_string_buffer(program, len(program))
+        # struct sock_fprog: the number of steps, and where they are.
+        prog = struct.pack("@HP", len(program) // 8, ctypes.addressof(steps))
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, prog)
 
     def fileno(self) -> int:
         """The descriptor, for a loop's reader and for the interface ioctls."""
@@ -350,6 +364,10 @@ class NetlinkSocket:
         outcomes: list[NetlinkError | None] = [None] * len(requests)
         sizes = [16 + len(request.body) for request in requests]
         with self._lock:
+            if 0 < len(sizes) <= self._max_count and sum(sizes) <= BATCH_BYTES:
+                # What an ADD sends; cutting it into runs would cost as much as packing it.
+                self._exchange(requests, 0, outcomes)
+                return outcomes
             for start, stop in batches(sizes, max_bytes=BATCH_BYTES, max_count=self._max_count):
                 self._exchange(requests[start:stop], start, outcomes)
         return outcomes
@@ -440,13 +458,13 @@ class NetlinkSocket:
         if self._sequence + len(requests) > _SEQUENCE_MAX:
             self._sequence = 0
         first = self._sequence + 1
-        data = bytearray()
-        for index, request in enumerate(requests):
-            flags = request.flags | NLM_F_REQUEST | (NLM_F_ACK if index == last else 0)
-            size = 16 + len(request.body)
-            data += HEADER.pack(size, request.kind, flags, self._next_sequence(), 0)
-            data += request.body
-        self._socket.send(data)
+        self._sequence += len(requests)
+        parts: list[bytes] = []
+        for number, request in enumerate(requests, first):
+            flags = request.flags | NLM_F_REQUEST | (NLM_F_ACK if number == first + last else 0)
+            parts.append(HEADER.pack(16 + len(request.body), request.kind, flags, number, 0))
+            parts.append(request.body)
+        self._socket.send(b"".join(parts))
         answered: set[int] = set()
         lost: NetlinkError | None = None
         while last not in answered:
@@ -459,6 +477,10 @@ class NetlinkSocket:
                 if error.errno != errno.ENOBUFS:
                     break
                 continue
+            if len(received) == _ACK.size and not answered and lost is None:
+                kind, number, code = _ACK.unpack(received)
+                if (kind, number, code) == (NLMSG_ERROR, first + last, 0):
+                    return  # One answer, to the last: everything was accepted.
             for kind, flags, sequence, _port, payload in messages(received):
                 index = sequence - first
                 if kind == NLMSG_ERROR and 0 <= index <= last:

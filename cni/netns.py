@@ -50,11 +50,12 @@ def is_same_namespace(first_fd: int, second_fd: int) -> bool:
 
 
 @contextmanager
-def inside(netns_fd: int | None) -> Iterator[None]:
+def inside(netns_fd: int | None, *, back_fd: int | None = None) -> Iterator[None]:
     """Runs the block, without awaiting, with the calling thread in a namespace.
 
     Args:
         netns_fd: the namespace; None stays where the thread is.
+        back_fd: where the thread is now, if the caller knows; else it is found out.
 
     Raises:
         OSError: ``netns_fd`` is no network namespace, or CAP_SYS_ADMIN is missing.
@@ -62,7 +63,7 @@ def inside(netns_fd: int | None) -> Iterator[None]:
     if netns_fd is None:
         yield
         return
-    home_fd = own_netns()
+    home_fd = own_netns() if back_fd is None else back_fd
     try:
         _setns(netns_fd)
         try:
@@ -74,7 +75,8 @@ def inside(netns_fd: int | None) -> Iterator[None]:
                 # A caller that caught this would go on inside the pod's namespace.
                 os.abort()
     finally:
-        os.close(home_fd)
+        if back_fd is None:
+            os.close(home_fd)
 
 
 def _setns(fd: int) -> None:
@@ -135,6 +137,7 @@ class Sysctls:
                 os.close(fd)
         except OSError as error:
             sentence = f"sysctl {dotted(path)}={value}: {error.strerror}"
+            # OSError(2, ...) is a FileNotFoundError.
             raise OSError(error.errno, sentence) from error
 
     def close(self) -> None:

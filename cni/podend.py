@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from socket import AF_INET, AF_INET6, AF_UNSPEC
 
@@ -41,14 +42,17 @@ class PodRoute:
 
 def wanted_routes(link: PodLink) -> list[PodRoute]:
     """Gateway before default: the kernel wants a gateway's own route to be there first."""
-    ifname = link.attachment.ifname
+    return _wanted_routes(link.attachment.ifname, link.ipv4 is not None, link.ipv6 is not None)
+
+
+def _wanted_routes(ifname: str, has_v4: bool, has_v6: bool) -> list[PodRoute]:
     routes: list[PodRoute] = []
-    if link.ipv4 is not None:
+    if has_v4:
         gateway = ip_network(f"{GATEWAY_V4}/32")
         default = ip_network("0.0.0.0/0")
         routes.append(PodRoute(gateway, None, ifname, nl.RT_SCOPE_LINK))
         routes.append(PodRoute(default, GATEWAY_V4, ifname, nl.RT_SCOPE_UNIVERSE))
-    if link.ipv6 is not None:
+    if has_v6:
         routes.append(PodRoute(ip_network("::/0"), GATEWAY_V6, ifname, nl.RT_SCOPE_UNIVERSE))
     return routes
 
@@ -66,17 +70,29 @@ def wanted_sysctls(link: PodLink) -> dict[str, str]:
 
 def pod_requests(link: PodLink, ifindex: int, *, has_ipv6: bool) -> list[Request]:
     """Configures the pod end, in order. Repeating it answers EEXIST for what is there."""
-    requests: list[Request] = []
-    if link.ipv6 is None and has_ipv6 and link.mtu_bytes >= IPV6_MIN_MTU_BYTES:
-        # Nothing to speak IPv6 with: spares the pod a link-local address, its DAD and MLD.
-        mode = attribute(nl.IFLA_INET6_ADDR_GEN_MODE, bytes([GEN_MODE_NONE]))
-        body = nl.IFINFOMSG.pack(AF_UNSPEC, 0, ifindex, 0, 0)
-        body += nested(nl.IFLA_AF_SPEC, nested(AF_INET6, mode))
-        requests.append(Request(nl.RTM_SETLINK, 0, body))
-    requests += [set_up(ifindex), set_up(LOOPBACK_IFINDEX)]
-    requests += [_add_address(address, ifindex) for address in link.addresses]
-    requests += [_add_route(route, ifindex) for route in wanted_routes(link)]
-    return requests
+    is_mute = link.ipv6 is None and has_ipv6 and link.mtu_bytes >= IPV6_MIN_MTU_BYTES
+    return [
+        *_raised(ifindex, is_mute),
+        *(_add_address(address, ifindex) for address in link.addresses),
+        *_routes(ifindex, link.ipv4 is not None, link.ipv6 is not None),
+    ]
+
+
+@lru_cache(maxsize=64)
+def _raised(ifindex: int, is_mute: bool) -> tuple[Request, ...]:
+    up = (set_up(ifindex), set_up(LOOPBACK_IFINDEX))
+    if not is_mute:
+        return up
+    # Nothing to speak IPv6 with: spares the pod a link-local address, its DAD and MLD.
+    mode = attribute(nl.IFLA_INET6_ADDR_GEN_MODE, bytes([GEN_MODE_NONE]))
+    body = nl.IFINFOMSG.pack(AF_UNSPEC, 0, ifindex, 0, 0)
+    body += nested(nl.IFLA_AF_SPEC, nested(AF_INET6, mode))
+    return (Request(nl.RTM_SETLINK, 0, body), *up)
+
+
+@lru_cache(maxsize=64)
+def _routes(ifindex: int, has_v4: bool, has_v6: bool) -> tuple[Request, ...]:
+    return tuple(_add_route(route, ifindex) for route in _wanted_routes("", has_v4, has_v6))
 
 
 def _add_address(address: Address, ifindex: int) -> Request:

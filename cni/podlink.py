@@ -34,7 +34,7 @@ class AliasError(ValueError):
 class PodLink:
     """One veth pair. ``addresses`` holds at most one address of each family, IPv4 first.
 
-    ``mac`` is the pod end's, in lower case with colons; None leaves it to the kernel.
+    ``mac`` is what the pod end's is asked to be, in lower case with colons; None for no wish.
     """
 
     attachment: Attachment
@@ -46,6 +46,11 @@ class PodLink:
     @property
     def host_ifname(self) -> str:
         return self.attachment.host_ifname
+
+    @property
+    def pod_mac(self) -> str:
+        """What the pod end is born with: as asked, else one of the attachment's own."""
+        return self.mac or self.attachment.mac
 
     @property
     def ipv4(self) -> IPv4Address | None:

@@ -9,7 +9,9 @@ a death in between, is harmless.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +19,6 @@ from typing import Protocol
 from cni.attachment import Attachment
 from cni.errors import CniError
 from cni.frame import REQUEST_MAX_BYTES, FrameError, split_request
-from cni.result import Result
 from cni.spec import Command, Request, parse_request
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ UNFINISHED_MAX_AGE_S = 120.0
 class Verbs(Protocol):
     """What does the work (cni/attach.py)."""
 
-    async def handle(self, request: Request, netns_fd: int | None) -> Result | None:
+    async def handle(self, request: Request, netns_fd: int | None) -> object:
         """Does what ``request`` asks."""
 
 
@@ -85,6 +86,9 @@ def supersede(directory: Path, attachment: Attachment) -> None:
     that still waits, because it failed or came an instant too late, would take the new link; ADD
     itself clears away what the old one left.
     """
+    with contextlib.suppress(FileNotFoundError):
+        if not os.listdir(directory):
+            return  # Every ADD comes here, and hardly ever is there anything.
     for path in _records(directory):
         try:
             if _read(path).attachment == attachment:

@@ -93,6 +93,10 @@ class Result:
     routes: tuple[RouteConfig, ...] = ()
     dns: Dns = NO_DNS
 
+    def render(self, version: str) -> bytes:
+        """As JSON in the form of ``version``."""
+        return render_result(self, version=version)
+
 
 # -- readers of decoded JSON -------------------------------------------------------------------
 

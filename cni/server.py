@@ -23,10 +23,12 @@ import os
 import socket
 import stat
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from cni.attach import HostRouteError
+from cni.eager import bounded, start
 from cni.errors import CniError, Code
 from cni.frame import REQUEST_MAX_BYTES, FrameError, split_request
 from cni.ipam.allocator import NoAddress
@@ -34,7 +36,7 @@ from cni.ipam.block import BlockStoreError
 from cni.ipam.requested import AddressRefused
 from cni.podlink import AliasError
 from cni.recorded import directory_of, replay, supersede
-from cni.result import NEWEST_VERSION, Result, render_result
+from cni.result import NEWEST_VERSION
 from cni.spec import Command, Request, asked_version, parse_request, render_error
 from cni.wiring import LinkExists, NamespaceGone, OwnNamespace, PodInterfaceExists, WiringError
 
@@ -53,17 +55,25 @@ ACCEPT_PAUSE_S = 0.05
 """Between two tries of accept when the process has no descriptor left."""
 REPLAY_INTERVAL_S = 30.0
 _MAX_DESCRIPTORS = 8
-_CHUNK_BYTES = 65536
+_ROOM_BYTES = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
+_CHUNK_BYTES = 16384
 
 
 class SocketInUse(Exception):
     """Another live agent answers on the CNI socket, or the path is something else's."""
 
 
+class Answer(Protocol):
+    """What a verb has to say."""
+
+    def render(self, version: str) -> bytes:
+        """As JSON in the form of a version of the specification."""
+
+
 class Verbs(Protocol):
     """What does the work (cni/attach.py)."""
 
-    async def handle(self, request: Request, netns_fd: int | None) -> Result | None:
+    async def handle(self, request: Request, netns_fd: int | None) -> Answer | None:
         """Does what ``request`` asks; None where the specification wants no output."""
 
     async def close(self) -> None:
@@ -72,13 +82,18 @@ class Verbs(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Connection:
-    """One client: its socket, the task that serves it, and what it has sent so far."""
+    """One client: its socket, what it has sent so far, and who waits for what.
+
+    ``deadline`` runs while its request is incomplete. ``task`` serves it, if serving it has to
+    wait for anything (cni/eager.py).
+    """
 
     sock: socket.socket
-    task: asyncio.Task[None] | None = None
     data: bytearray = field(default_factory=bytearray)
     descriptors: list[int] = field(default_factory=list)
     is_reading: bool = True
+    deadline: asyncio.TimerHandle | None = None
+    task: asyncio.Task[None] | None = None
 
     def close(self) -> None:
         self.sock.close()
@@ -109,7 +124,7 @@ class CniServer:
         self._max_connections = max_connections
         self._read_deadline_s = read_deadline_s
         self._listener: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
+        self._accept_pause: asyncio.TimerHandle | None = None
         self._replaying: asyncio.Task[None] | None = None
         self._connections: dict[_Connection, None] = {}
         """In order of arrival: the first that still reads is the one to give way."""
@@ -127,23 +142,24 @@ class CniServer:
         # Listening first: from here on a launcher waits for us instead of recording its DEL, and
         # no ADD is served before the deletions that came before it.
         await self._replay()
-        self._accepting = asyncio.create_task(self._accept(self._listener), name="cni-accept")
+        self._loop = asyncio.get_running_loop()
+        self._accept_again()
         self._replaying = asyncio.create_task(self._replay_for_ever(), name="cni-replay")
 
     async def close(self) -> None:
         """Stops listening, lets verbs under way end for a moment, then cancels them."""
-        if self._accepting is not None and self._listener is not None:
-            background = [t for t in (self._accepting, self._replaying) if t is not None]
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
+        if self._listener is not None:
+            if self._replaying is not None:
+                self._replaying.cancel()
+                await asyncio.gather(self._replaying, return_exceptions=True)
+                self._pause_accepting()
             self._listener.close()
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
-            self._accepting = self._listener = None
+            self._listener = None
         for connection in list(self._connections):
-            if connection.is_reading and connection.task is not None:
-                connection.task.cancel()
+            if connection.is_reading:
+                self._drop(connection)
         tasks = [each.task for each in self._connections if each.task is not None]
         if tasks:
             _, unfinished = await asyncio.wait(tasks, timeout=CLOSE_GRACE_S)
@@ -154,24 +170,39 @@ class CniServer:
 
     # -- connections -----------------------------------------------------------------------
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                client, _ = await loop.sock_accept(listener)
-            except OSError as error:
-                # No descriptor or memory left. The listener stays readable, so without a pause
-                # this would spin; the oldest silent client's place may be what is missing.
-                log.warning("cni_accept_failed error=%s", errno.errorcode.get(error.errno or 0))
-                self._make_room()
-                await asyncio.sleep(ACCEPT_PAUSE_S)
-                continue
-            client.setblocking(False)
-            if len(self._connections) >= self._max_connections:
-                self._make_room()
-            self._open(client)
-            # accept does not wait while clients queue; the tasks it feeds must have their turn.
-            await asyncio.sleep(0)
+    def _accept_again(self) -> None:
+        self._accept_pause = None
+        if self._listener is not None:
+            self._loop.add_reader(self._listener, self._accept)
+
+    def _pause_accepting(self) -> None:
+        if self._accept_pause is not None:
+            self._accept_pause.cancel()
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
+
+    def _accept(self) -> None:
+        """One client at a turn of the loop: those before it must have theirs."""
+        if self._listener is None:
+            return
+        try:
+            client, _ = self._listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            # No descriptor or memory left. The listener stays readable, so without a pause
+            # this would spin; the oldest silent client's place may be what is missing.
+            log.warning("cni_accept_failed error=%s", errno.errorcode.get(error.errno or 0))
+            self._make_room()
+            self._pause_accepting()
+            self._accept_pause = self._loop.call_later(ACCEPT_PAUSE_S, self._accept_again)
+            return
+        if len(self._connections) >= self._max_connections:
+            self._make_room()
+        connection = _Connection(client)
+        self._connections[connection] = None
+        # A launcher sends at once: mostly all of it is here.
+        self._read(connection)
 
     async def _replay_for_ever(self) -> None:
         """A launcher that was refused an instant before we listened records its DEL after it."""
@@ -186,85 +217,118 @@ class CniServer:
             # A full disk, say. Without the directory launchers record nothing and say code 11.
             log.warning("recorded_del_unreachable error=%s", error)
 
-    def _open(self, client: socket.socket) -> None:
-        connection = _Connection(client)
-        self._connections[connection] = None
-        connection.task = asyncio.create_task(self._serve(connection), name="cni-request")
-        # Not a finally in _serve: a task cancelled before its first step never enters it.
-        connection.task.add_done_callback(lambda _task: self._close(connection))
+    def _read(self, connection: _Connection) -> None:
+        """Takes what is there of a request; serves it when that was its end."""
+        try:
+            is_complete = receive_request(connection.sock, connection.data, connection.descriptors)
+        except (FrameError, OSError) as error:
+            self._serve_now(connection, error)
+            return
+        if is_complete:
+            self._serve_now(connection)
+        elif connection.deadline is None:
+            self._loop.add_reader(connection.sock, self._read, connection)
+            connection.deadline = self._loop.call_later(
+                self._read_deadline_s, self._give_up_reading, connection
+            )
+
+    def _give_up_reading(self, connection: _Connection) -> None:
+        refusal = CniError(
+            Code.TRY_AGAIN_LATER, f"no complete request within {self._read_deadline_s:g} s"
+        )
+        self._serve_now(connection, refusal)
+
+    def _stop_reading(self, connection: _Connection) -> None:
+        if connection.deadline is not None:
+            connection.deadline.cancel()
+            connection.deadline = None
+            self._loop.remove_reader(connection.sock)
+
+    def _serve_now(self, connection: _Connection, refusal: Exception | None = None) -> None:
+        self._stop_reading(connection)
+        if refusal is None and self._is_busy():
+            refusal = CniError(
+                Code.TRY_AGAIN_LATER,
+                f"the slash32 agent is busy with {self._max_connections} requests; try again later",
+            )
+        connection.is_reading = False
+        connection.task = start(
+            self._serve(connection, refusal),
+            loop=self._loop,
+            name="cni-request",
+            on_end=partial(self._close, connection),
+        )
+
+    def _is_busy(self) -> bool:
+        if len(self._connections) < self._max_connections:
+            return False
+        return sum(not each.is_reading for each in self._connections) >= self._max_connections
 
     def _close(self, connection: _Connection) -> None:
-        del self._connections[connection]
+        self._connections.pop(connection, None)
         connection.close()
+
+    def _drop(self, connection: _Connection) -> None:
+        """Ends a connection whose request is incomplete, without a word."""
+        self._stop_reading(connection)
+        self._close(connection)
 
     def _make_room(self) -> None:
         """Drops the client that has been longest without completing its request, if any."""
         oldest = next((each for each in self._connections if each.is_reading), None)
-        if oldest is not None and oldest.task is not None:
+        if oldest is not None:
             log.warning("cni_client_dropped connections=%d", len(self._connections))
-            oldest.is_reading = False
-            oldest.task.cancel()
+            self._drop(oldest)
 
-    async def _serve(self, connection: _Connection) -> None:
-        reply = await self._reply(connection)
-        loop = asyncio.get_running_loop()
+    async def _serve(self, connection: _Connection, refusal: Exception | None = None) -> None:
+        reply = await self._reply(connection, refusal)
         try:
-            async with asyncio.timeout(WRITE_DEADLINE_S):
-                await loop.sock_sendall(connection.sock, reply)
-            connection.sock.shutdown(socket.SHUT_WR)
+            await self._write(connection.sock, reply)
+            if refusal is not None:
+                # It may still be sending: closing then would take the answer from it.
+                connection.sock.shutdown(socket.SHUT_WR)
         except OSError as error:
             # The client went away or does not read (TimeoutError is an OSError); the verb stands.
             log.warning("cni_answer_not_read error=%s", type(error).__name__)
 
-    async def _reply(self, connection: _Connection) -> bytes:
+    async def _write(self, sock: socket.socket, reply: bytes) -> None:
+        """An answer fits into the socket's buffer; only a GC's can be larger."""
+        try:
+            sent = sock.send(reply, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(reply):
+            sock.setblocking(False)
+            rest = self._loop.sock_sendall(sock, reply[sent:])
+            await bounded(rest, WRITE_DEADLINE_S)
+
+    async def _reply(self, connection: _Connection, refusal: Exception | None) -> bytes:
         """Exit status and stdout for the plugin, whatever the client sent."""
         version, who = NEWEST_VERSION, "-"
         try:
-            environment, stdin = await self._read(connection)
+            if refusal is not None:
+                raise refusal
+            if len(connection.descriptors) > 1:
+                raise FrameError(f"{len(connection.descriptors)} descriptors came with one request")
+            environment, stdin = split_request(bytes(connection.data))
+            connection.data.clear()
             version = asked_version(stdin)
             request = parse_request(environment, stdin)
             who = f"{request.command.value} {request.attachment or request.netconf.name}"
             fd = connection.descriptors[0] if connection.descriptors else None
             if request.command is Command.ADD and request.attachment is not None:
                 supersede(directory_of(self._path), request.attachment)
-            result = await self._verbs.handle(request, fd)
-            return b"\0" + (render_result(result, version=version) if result is not None else b"")
+            answer = await self._verbs.handle(request, fd)
+            return b"\0" + (answer.render(version) if answer is not None else b"")
         except Exception as error:
-            refusal = as_cni_error(error)
+            told = as_cni_error(error)
             # The sentences about bad input quote it; those about our own work do not.
-            told = refusal.msg if refusal.code >= Code.INTERNAL else "-"
+            sentence = told.msg if told.code >= Code.INTERNAL else "-"
             # containerd asks for STATUS every 5 s; why it is not ready is the hub's to tell.
-            is_status = refusal.code in (Code.NOT_AVAILABLE, Code.LIMITED_CONNECTIVITY)
+            is_status = told.code in (Code.NOT_AVAILABLE, Code.LIMITED_CONNECTIVITY)
             level = logging.DEBUG if is_status else logging.WARNING
-            log.log(level, "cni_request_failed request=%s code=%d msg=%s", who, refusal.code, told)
-            return b"\1" + render_error(refusal, version=version)
-
-    async def _read(self, connection: _Connection) -> tuple[dict[str, str], bytes]:
-        """The request's environment and standard input.
-
-        Raises:
-            CniError: 11, too many verbs are under way or the client is too slow.
-            FrameError: not a request of ours.
-        """
-        if sum(not each.is_reading for each in self._connections) >= self._max_connections:
-            raise CniError(
-                Code.TRY_AGAIN_LATER,
-                f"the slash32 agent is busy with {self._max_connections} requests; try again later",
-            )
-        try:
-            async with asyncio.timeout(self._read_deadline_s):
-                await receive_request(connection.sock, connection.data, connection.descriptors)
-        except TimeoutError:
-            raise CniError(
-                Code.TRY_AGAIN_LATER,
-                f"no complete request within {self._read_deadline_s:g} s",
-            ) from None
-        if len(connection.descriptors) > 1:
-            raise FrameError(f"{len(connection.descriptors)} descriptors came with one request")
-        parts = split_request(bytes(connection.data))
-        connection.is_reading = False
-        connection.data.clear()
-        return parts
+            log.log(level, "cni_request_failed request=%s code=%d msg=%s", who, told.code, sentence)
+            return b"\1" + render_error(told, version=version)
 
 
 def as_cni_error(error: Exception) -> CniError:
@@ -313,30 +377,28 @@ def code_and_sentence(error: Exception) -> tuple[Code, str]:
 # -- the frame ---------------------------------------------------------------------------------
 
 
-async def receive_request(sock: socket.socket, data: bytearray, descriptors: list[int]) -> None:
-    """Reads up to the end of file, into ``data`` and ``descriptors``.
+def receive_request(sock: socket.socket, data: bytearray, descriptors: list[int]) -> bool:
+    """Reads what is there, into ``data`` and ``descriptors``; whether that was the end of file.
 
-    Both are the caller's, so that it can close every descriptor however this ends.
+    Both are the caller's, so that it can close every descriptor however this ends. Never waits.
 
     Raises:
         FrameError: more than a request may hold, or more descriptors than fit.
         OSError: the connection broke.
     """
-    loop = asyncio.get_running_loop()
-    room = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
     while True:
         try:
             chunk, ancillary, flags, _ = sock.recvmsg(
-                _CHUNK_BYTES, room, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+                _CHUNK_BYTES, _ROOM_BYTES, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
             )
         except (BlockingIOError, InterruptedError):
-            await _readable(loop, sock)
-            continue
-        _collect_descriptors(ancillary, descriptors)
+            return False
+        if ancillary:
+            _collect_descriptors(ancillary, descriptors)
         if flags & socket.MSG_CTRUNC or len(descriptors) > _MAX_DESCRIPTORS:
             raise FrameError("not all descriptors that came with it could be received")
         if not chunk:
-            return
+            return True
         data += chunk
         if len(data) > REQUEST_MAX_BYTES:
             raise FrameError(f"it is larger than {REQUEST_MAX_BYTES} bytes")
@@ -348,21 +410,6 @@ def _collect_descriptors(ancillary: list[tuple[int, int, bytes]], descriptors: l
             numbers = array.array("i")
             numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
             descriptors.extend(numbers)
-
-
-async def _readable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
-    """Returns when ``sock`` has something to read; asyncio has no recvmsg of its own."""
-    ready = loop.create_future()
-
-    def wake() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    loop.add_reader(sock, wake)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(sock)
 
 
 # -- the socket file ---------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Any
 
 from cni.attachment import Attachment, PodRef
@@ -57,6 +58,9 @@ SOCKET_PATH_MAX_BYTES = 107
 
 VALID_ATTACHMENTS_MAX = 65536
 """How many attachments one GC may name; a node runs hundreds of pods."""
+
+REMEMBERED_MAX_BYTES = 8192
+"""A configuration of at most that size is parsed once; a prevResult seldom comes twice."""
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*", re.ASCII)
 _IFNAME = re.compile(r"[!-~]+", re.ASCII)
@@ -147,19 +151,37 @@ def parse_request(environment: Mapping[str, str], stdin: bytes) -> Request:
     netns = environment.get("CNI_NETNS", "")
     if command in (Command.ADD, Command.CHECK) and not netns:
         raise _environment("CNI_NETNS", f"is missing; {command.value} needs it")
-    conf = _decode_object(stdin)
-    netconf = parse_netconf(conf, command=command)
     if command not in _OF_ONE_ATTACHMENT:
-        return Request(command, netconf)
+        return Request(command, parse_netconf(_decode_object(stdin), command=command))
     args = parse_args(environment.get("CNI_ARGS", ""), command=command)
+    netconf, requested = _parse_stdin(command, stdin, args.get("MAC", ""), args.get("IP", ""))
     return Request(
         command=command,
         netconf=netconf,
         attachment=Attachment(netconf.name, container_id, ifname),
         netns=netns,
         pod=_parse_pod(args),
-        requested=parse_requested(conf, args) if command in _WITH_WISHES else NOTHING,
+        requested=requested,
     )
+
+
+def _parse_stdin(command: Command, stdin: bytes, mac: str, ip: str) -> tuple[NetConf, Requested]:
+    """What is asked for, remembered: a node's runtime sends the same bytes for most pods."""
+    if len(stdin) > REMEMBERED_MAX_BYTES:
+        return _parse_conf(command, stdin, mac, ip)
+    return _parse_again(command, stdin, mac, ip)
+
+
+def _parse_conf(command: Command, stdin: bytes, mac: str, ip: str) -> tuple[NetConf, Requested]:
+    conf = _decode_object(stdin)
+    netconf = parse_netconf(conf, command=command)
+    if command not in _WITH_WISHES:
+        return netconf, NOTHING
+    return netconf, parse_requested(conf, {"MAC": mac, "IP": ip})
+
+
+# An error is not remembered.
+_parse_again = lru_cache(maxsize=64)(_parse_conf)
 
 
 def _parse_command(text: str) -> Command:
@@ -425,8 +447,15 @@ def render_error(error: CniError, *, version: str) -> bytes:
 
 def asked_version(stdin: bytes) -> str:
     """The version an error answer is written in: the asked one if we speak it, else our newest."""
+    return _version_in(stdin) if len(stdin) > REMEMBERED_MAX_BYTES else _version_again(stdin)
+
+
+def _version_in(stdin: bytes) -> str:
     try:
         version = text_of(_decode_object(stdin), "cniVersion")
     except CniError:
         return NEWEST_VERSION
     return version if version in SUPPORTED_VERSIONS else NEWEST_VERSION
+
+
+_version_again = lru_cache(maxsize=64)(_version_in)

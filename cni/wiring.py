@@ -36,6 +36,13 @@ from cni.podlink import GATEWAY_V6, HOST_MAC, AliasError, AliasRecord, PodLink, 
 
 log = logging.getLogger(__name__)
 
+FIRST_IFINDEX = 1 << 20
+POD_IFINDEX = 1 << 19
+"""Interface indexes of host ends from here on, and of every pod end: a kernel that counts by itself
+does not get there, and the two ends never share one, or tools would take them for one interface."""
+BORN_MAX = 256
+"""Links between their two halves that are remembered; one that fell out is looked up."""
+
 _GONE = frozenset({errno.ENODEV, errno.ENXIO})
 
 
@@ -91,7 +98,14 @@ class KernelWiring:
 
     def __init__(self, *, netns_fd: int | None = None) -> None:
         self._unreadable: frozenset[int] = frozenset()
+        self._next_ifindex = 0
+        """Of the next host end; 0 when it must be found out."""
+        self._born: dict[str, tuple[int, str]] = {}
+        """Pod ends that await their configuration: host end's name -> index and MAC address."""
+        self._removers: list[NetlinkSocket] = []
         self._lock = threading.RLock()
+        self._home_of = threading.current_thread() if netns_fd is None else None
+        """The thread whose own namespace is ours."""
         with ExitStack() as stack:
             self._home_fd = own_netns() if netns_fd is None else os.dup(netns_fd)
             stack.callback(os.close, self._home_fd)
@@ -102,8 +116,18 @@ class KernelWiring:
     def close(self) -> None:
         """Closes every descriptor. Closing twice is harmless."""
         self._stack.close()
+        while self._removers:
+            self._removers.pop().close()
 
     # -- the verbs ---------------------------------------------------------------------------
+
+    def examine(self, netns_fd: int) -> str | None:
+        """What is wrong with ``netns_fd`` as a pod's namespace, or None."""
+        if not is_network_namespace(netns_fd):
+            return "is not a network namespace"
+        if is_same_namespace(netns_fd, self._home_fd):
+            return "is the namespace of the host itself"
+        return None
 
     def prepare_host(self) -> list[str]:
         """Makes this namespace a router; what it changed, one sentence each.
@@ -139,9 +163,9 @@ class KernelWiring:
         with _as_wiring_error(link.host_ifname), self._lock:
             ifindex = self._make_pair(link, netns_fd)
             try:
-                self._socket.must(hostend.set_alias(ifindex, alias))
-                self._set_up_host_end(link, ifindex)
+                self._set_up_host_end(link, ifindex, alias=alias)
             except BaseException as error:
+                self._born.pop(link.host_ifname, None)
                 try:
                     self._socket.must(hostend.delete_link(ifindex))
                 except OSError as failed:
@@ -156,11 +180,10 @@ class KernelWiring:
             NamespaceGone: ``netns_fd`` is not a network namespace.
             WiringError: the pod end is missing, or something in the pod is in the way.
         """
+        born = self._born.pop(link.host_ifname, None)
         with self._inside_pod(link, netns_fd) as socket:
-            found = _read_link(socket, link.attachment.ifname)
-            if found is None:
-                raise WiringError(f"{link.attachment.ifname} is not in the pod's namespace")
-            requests = podend.pod_requests(link, found.ifindex, has_ipv6=self._sysctls.has_ipv6)
+            ifindex, mac = born or self._find_pod_end(socket, link.attachment.ifname)
+            requests = podend.pod_requests(link, ifindex, has_ipv6=self._sysctls.has_ipv6)
             refusals = [refusal for refusal in socket.execute(requests) if refusal is not None]
             for refusal in refusals:
                 if refusal.errno != errno.EEXIST:
@@ -170,7 +193,7 @@ class KernelWiring:
                 differences = self._pod_differences(socket, link, None, netns_fd)
                 if differences:
                     raise WiringError("; ".join(differences))
-            return found.mac
+            return mac
 
     def remove(self, host_ifname: str) -> bool:
         """Removes a link of ours; True once it is gone, False when there was none.
@@ -184,11 +207,9 @@ class KernelWiring:
         Raises:
             WiringError: the kernel refused.
         """
-        with (
-            _as_wiring_error(host_ifname),
-            NetlinkSocket(netns_fd=self._home_fd, receive_buffer_bytes=1 << 16) as socket,
-        ):
-            found = _read_link(socket, host_ifname)
+        self._born.pop(host_ifname, None)
+        with _as_wiring_error(host_ifname), self._remover() as socket:
+            found = _read_link(socket, host_ifname, with_sysctls=False)
             if found is None:
                 return False
             if not _is_ours(found):
@@ -198,6 +219,20 @@ class KernelWiring:
             if outcome is not None and outcome.errno not in _GONE:
                 raise outcome
             return outcome is None
+
+    @contextmanager
+    def _remover(self) -> Iterator[NetlinkSocket]:
+        """A socket for one removal; several sleep at once. Kept for the next one."""
+        try:
+            socket = self._removers.pop()
+        except IndexError:
+            socket = NetlinkSocket(netns_fd=self._home_fd, receive_buffer_bytes=1 << 16)
+        try:
+            yield socket
+        except BaseException:
+            socket.close()
+            raise
+        self._removers.append(socket)
 
     def remove_half_made(self) -> list[str]:
         """Removes what a killed agent left between a link's birth and its alias; their names.
@@ -319,7 +354,52 @@ class KernelWiring:
                 f"and the pod has address {link.ipv6}"
             )
 
+    @staticmethod
+    def _find_pod_end(socket: NetlinkSocket, ifname: str) -> tuple[int, str]:
+        found = _read_link(socket, ifname)
+        if found is None:
+            raise WiringError(f"{ifname} is not in the pod's namespace")
+        return found.ifindex, found.mac
+
     def _make_pair(self, link: PodLink, netns_fd: int) -> int:
+        """The pair, both ends DOWN and the host end without its alias; the host end's ifindex.
+
+        Both ends get indexes of our choice, so that nothing after this need ask for one. Where
+        one of them is taken (a second network's link in the pod, say) the kernel chooses.
+        """
+        if not self._next_ifindex:
+            bodies = self._socket.dump(nl.RTM_GETLINK, hostend.dump_veths())
+            taken = [nl.IFINFOMSG.unpack_from(body)[2] for body in bodies]
+            self._next_ifindex = max([FIRST_IFINDEX - 1, *taken]) + 1
+        ifindex = self._next_ifindex
+        request = hostend.new_pair(link, netns_fd, ifindex=ifindex, pod_ifindex=POD_IFINDEX)
+        refusal = self._socket.execute([request])[0]
+        if refusal is None:
+            self._next_ifindex += 1
+            self._note_born(link)
+            return ifindex
+        self._next_ifindex = 0
+        self._born.pop(link.host_ifname, None)
+        if refusal.errno not in (errno.EEXIST, errno.EBUSY):
+            raise refusal
+        self._make_pair_anywhere(link, netns_fd)
+        found = self._socket.ifindex(link.host_ifname)
+        if found is None:
+            raise WiringError(f"link {link.host_ifname} vanished while it was being made")
+        return found
+
+    def _note_born(self, link: PodLink) -> None:
+        self._born[link.host_ifname] = (POD_IFINDEX, link.pod_mac)
+        while len(self._born) > BORN_MAX:
+            del self._born[next(iter(self._born))]
+
+    def _make_pair_anywhere(self, link: PodLink, netns_fd: int) -> None:
+        """The pair with indexes of the kernel's choice, once it has refused ours.
+
+        Raises:
+            LinkExists, PodInterfaceExists: what is in the way.
+            NetlinkError: the kernel's refusal.
+        """
         request = hostend.new_pair(link, netns_fd)
         refusal = self._socket.execute([request])[0]
         if refusal is not None and refusal.errno == errno.EEXIST:
@@ -337,18 +417,25 @@ class KernelWiring:
             refusal = self._socket.execute([request])[0]
         if refusal is not None:
             raise refusal
-        ifindex = self._socket.ifindex(link.host_ifname)
-        if ifindex is None:
-            raise WiringError(f"link {link.host_ifname} vanished while it was being made")
-        return ifindex
 
-    def _set_up_host_end(self, link: PodLink, ifindex: int) -> None:
-        """Every setting, then UP, then the IPv6 gateway address (going DOWN had flushed it)."""
+    def _set_up_host_end(self, link: PodLink, ifindex: int, *, alias: str | None = None) -> None:
+        """Every setting, then UP, then the IPv6 gateway address (going DOWN had flushed it).
+
+        One send: a refused setting does not keep the kernel from what comes after it. The caller
+        takes the link away then, and until the pod end is UP nothing can come in over it.
+
+        Args:
+            alias: of a link that has just been born.
+        """
         for path, value in hostend.slow_sysctls(link).items():
-            if link.ipv6 is None and self._sysctls.read(path) is None:
-                continue
-            self._sysctls.write(path, str(value))
-        self._socket.must(*hostend.set_fast_sysctls(link, ifindex), hostend.set_up(ifindex))
+            try:
+                self._sysctls.write(path, str(value))
+            except FileNotFoundError:
+                # No IPv6 in this kernel, or on a link of so small an MTU: nothing to close.
+                if link.ipv6 is not None:
+                    raise
+        settings = hostend.set_fast_sysctls(link, ifindex, alias=alias)
+        self._socket.must(*settings, hostend.set_up(ifindex))
         if link.ipv6 is not None:
             self._socket.must(hostend.add_gateway_v6(ifindex))
 
@@ -402,8 +489,11 @@ class KernelWiring:
     ) -> Iterator[NetlinkSocket]:
         """A socket in the pod's namespace; its sysctls are written on the way, with ``write``."""
         self._refuse_bad_namespace(netns_fd)
+        # Mostly the thread that made us, in our own namespace: then the way back is known.
+        is_home = self._home_of is threading.current_thread()
+        back_fd = self._home_fd if is_home else None
         with _as_wiring_error(f"{link.attachment.ifname} in the pod"), ExitStack() as stack:
-            with inside(netns_fd):
+            with inside(netns_fd, back_fd=back_fd):
                 socket = stack.enter_context(NetlinkSocket(receive_buffer_bytes=1 << 16))
                 if write and link.ipv6 is not None:
                     sysctls = stack.enter_context(Sysctls())
@@ -415,9 +505,10 @@ class KernelWiring:
 _OBSERVED = frozenset({nl.IFLA_IFNAME, nl.IFLA_MTU, nl.IFLA_IFALIAS})
 
 
-def _read_link(socket: NetlinkSocket, ifname: str) -> HostEnd | None:
+def _read_link(socket: NetlinkSocket, ifname: str, *, with_sysctls: bool = True) -> HostEnd | None:
     try:
-        return hostend.parse_link(socket.get(nl.RTM_GETLINK, hostend.get_link(ifname)))
+        body = socket.get(nl.RTM_GETLINK, hostend.get_link(ifname))
+        return hostend.parse_link(body, with_sysctls=with_sysctls)
     except NetlinkError as error:
         if error.errno in _GONE:
             return None

@@ -18,7 +18,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +31,12 @@ from cni.conntrack import ConntrackError, KernelConntrack
 from cni.departures import Departures
 from cni.edge_nft import NftEdge
 from cni.ipam.allocator import AddressConflict, Allocator
+from cni.ipam.pool import IPPool
 from cni.server import CniServer
 from cni.wiring import KernelWiring
 from routing.control import ControlServer
 from routing.datastore.local import LocalStore
+from routing.datastore.snapshot import Snapshot
 from routing.fib import KernelFib
 from routing.links import link_of
 from routing.metrics.agent_metrics import AgentMetrics
@@ -115,6 +117,7 @@ class Agent:
         self._store = store
         self._started_at_s = time.monotonic()
         self._metrics = AgentMetrics(node=settings.node, version=version, clock=time.monotonic)
+        self._pools_of: tuple[Snapshot, list[IPPool]] | None = None
         self._wiring = KernelWiring()
         departures = Departures()
         self._fib = KernelFib(on_link_gone=departures.tell, is_awaited=departures.is_awaited)
@@ -124,7 +127,7 @@ class Agent:
         self._allocator = Allocator(
             settings.node,
             store,
-            lambda: self._loop.snapshot.pools_for(settings.node),
+            self._pools,
             time.monotonic,
             cooldown_s=settings.cooldown_s,
             cooldown_file=str(settings.cooldown_file),
@@ -154,6 +157,7 @@ class Agent:
             readiness=self._readiness,
             departures=departures,
             conntrack=self._conntrack,
+            examine_netns=self._wiring.examine,
         )
         self._collector = Collector(
             links=self._wiring,
@@ -269,6 +273,13 @@ class Agent:
             port=port,
             metrics_address=self._settings.metrics_address,
         )
+
+    def _pools(self) -> Sequence[IPPool]:
+        """As the last snapshot has them; worked out once for each snapshot, not for each ADD."""
+        snapshot = self._loop.snapshot
+        if self._pools_of is None or self._pools_of[0] is not snapshot:
+            self._pools_of = (snapshot, snapshot.pools_for(self._settings.node))
+        return self._pools_of[1]
 
     def _mtu_bytes(self) -> int:
         """MTU of new pod links: as configured, or the smallest of the links that face peers."""

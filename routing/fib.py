@@ -28,6 +28,7 @@ from cni import netlink as nl
 from cni.attachment import HOST_IFNAME_PREFIX
 from cni.netlink import Event, NetlinkError, NetlinkSocket, Request
 from routing.delta import Delta, Failure
+from routing.event_filter import JUST_MADE, RTPROT_KERNEL, event_filter
 from routing.links import Interface, LinkState
 from routing.next_hops import KernelRoute
 from routing.routes import PROTOCOL, TABLE_MAIN, Address, Route, RouteKey
@@ -63,10 +64,7 @@ OVERFLOW = "overflow"
 EVENT_PAUSE_S = 0.02
 """One ADD stirs up ten events; each would wake the loop by itself."""
 
-RTPROT_KERNEL = 2
 DOWN_PAUSE_S = 0.1
-JUST_MADE = 0xFFFFFFFF
-"""ifi_change of a link's first announcement (rtnl_configure_link)."""
 
 _GROUPS = (
     nl.RTNLGRP_LINK,
@@ -153,13 +151,16 @@ class KernelFib:
             self._bulk_socket = stack.enter_context(
                 NetlinkSocket(netns_fd=netns_fd, receive_buffer_bytes=8 << 20)
             )
+            self._own_ports = frozenset({self._socket.port_id, self._bulk_socket.port_id})
             self._event_socket = stack.enter_context(
                 NetlinkSocket(
-                    netns_fd=netns_fd, groups=_GROUPS, receive_buffer_bytes=event_buffer_bytes
+                    netns_fd=netns_fd,
+                    groups=_GROUPS,
+                    receive_buffer_bytes=event_buffer_bytes,
+                    event_filter=event_filter(self._own_ports),
                 )
             )
             self._stack = stack.pop_all()
-        self._own_ports = frozenset({self._socket.port_id, self._bulk_socket.port_id})
         self._entries_last_read = 0
         self._parsed: tuple[dict[bytes, Route], dict[int, str]] = ({}, {})
         self._reading_loop: asyncio.AbstractEventLoop | None = None
@@ -392,9 +393,13 @@ class _Pass:
         self._failures: list[Failure[RouteKey]] = []
 
     def apply(self, delta: Delta[RouteKey, Route]) -> list[Failure[RouteKey]]:
-        self._create(delta.create, "create")
-        self._replace({key: new for key, (_old, new) in delta.replace.items()})
-        self._delete(delta.delete)
+        # One by one an ADD's route and a DEL's come here; what is empty must cost nothing.
+        if delta.create:
+            self._create(delta.create, "create")
+        if delta.replace:
+            self._replace({key: new for key, (_old, new) in delta.replace.items()})
+        if delta.delete:
+            self._delete(delta.delete)
         return self._failures
 
     def _create(self, routes: Mapping[RouteKey, Route], operation: str) -> None:
@@ -404,6 +409,8 @@ class _Pass:
                 held[key] = routes[key]
             else:
                 self._fail(key, operation, refusal)
+        if not held:
+            return
         # What vanished between the refusal and the look-up is the next pass's business.
         ours, gone = self._triage(held, operation)
         for key in gone:

@@ -88,6 +88,9 @@ class Allocator:
         self._claiming = Claiming(node, Claims(node, store, give_up), self._holdings, pools)
         self._announced: set[Attachment] = set()
         """Whose release is noted in the journal already."""
+        self._seen_pools: Sequence[IPPool] = []
+        self._seen_families: list[int] = []
+        self._seen_assignable: dict[int, list[IPPool]] = {version: [] for version in FAMILIES}
         self._starved: dict[str, str] = {}
         """Pools that an assignment was refused for: name -> the refusal."""
         self._locks = {version: asyncio.Lock() for version in FAMILIES}
@@ -333,7 +336,7 @@ class Allocator:
             NoAddress: no pool is enabled for this node, or a pool named cannot be used.
             AddressRefused: a requested address cannot be given.
         """
-        families = families_of(self._pools(), names, requested)
+        families = self._families(names, requested)
         if not families:
             raise NoAddress(self._no_pool())
         chosen: dict[int, Address] = {each.version: each for each in requested}
@@ -383,10 +386,33 @@ class Allocator:
     def _free(self, version: int, names: Names = ()) -> Address | None:
         """The address that blocks of ours would give next."""
         now_s = self._clock()
-        pools = assignable(self._pools(), version=version, names=names, node=self._node)
-        return next(
-            (a for o in self._holdings.blocks_of(pools) if (a := o.usage.peek(now_s))), None
-        )
+        blocks = self._holdings.blocks_of(self._assignable(version, names))
+        return next((a for o in blocks if (a := o.usage.peek(now_s))), None)
+
+    def _families(self, names: NamesByFamily, requested: tuple[Address, ...]) -> list[int]:
+        pools = self._pools()
+        if names != ANY_POOL or requested:
+            return families_of(pools, names, requested)
+        if pools != self._seen_pools:
+            self._see(pools)
+        return self._seen_families
+
+    def _assignable(self, version: int, names: Names) -> list[IPPool]:
+        pools = self._pools()
+        if names:
+            return assignable(pools, version=version, names=names, node=self._node)
+        if pools != self._seen_pools:
+            self._see(pools)
+        return self._seen_assignable[version]
+
+    def _see(self, pools: Sequence[IPPool]) -> None:
+        """Works out what most ADDs ask of the pools, once for each change of them."""
+        self._seen_pools = list(pools)
+        self._seen_families = families_of(pools)
+        self._seen_assignable = {
+            version: assignable(pools, version=version, names=(), node=self._node)
+            for version in FAMILIES
+        }
 
     def _has_room(self, version: int, names: Names = ()) -> bool:
         return self._free(version, names) is not None

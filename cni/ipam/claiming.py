@@ -119,7 +119,7 @@ class Claiming:
         """
         # Out of use before the first await: an assign that runs meanwhile must not find it. When
         # the answer is in doubt it stays out of use until a refresh has seen what it is.
-        del self._holdings.owned[block.cidr]
+        self._holdings.disown(block.cidr)
         marked = await self._claims.mark(block)
         if marked is not None:
             self._holdings.leaving[block.cidr] = marked

@@ -107,12 +107,11 @@ class CooldownFile:
             self._resting.pop(address, None)
             self._resting[address] = now_s
         self._lines += len(added)
-        if self._lines > COMPACT_AFTER_LINES or not os.path.exists(self._path):
+        text = "".join(f"{now_s:.3f} {address}\n" for address in added)
+        is_short = self._lines <= COMPACT_AFTER_LINES
+        if not is_short or self._guarded(lambda: self._append(text)) is False:
             self._drop_rested(now_s)
             self._rewrite()
-            return
-        text = "".join(f"{now_s:.3f} {address}\n" for address in added)
-        self._guarded(lambda: self._append(text))
 
     def _drop_rested(self, now_s: float) -> None:
         self._resting = {
@@ -149,11 +148,24 @@ class CooldownFile:
         self._lines = len(self._resting)
         self._guarded(lambda: self._replace(text))
 
-    def _append(self, text: str) -> None:
-        with open(self._path, "a", encoding="ascii", opener=_open_regular) as file:
-            file.write(text)
+    def _append(self, text: str) -> bool:
+        """False when there is no file: a new one would lack its header.
 
-    def _replace(self, text: str) -> None:
+        By hand: every DEL comes here, and a file object costs more than the write.
+        """
+        try:
+            descriptor = _open_regular(self._path, os.O_WRONLY | os.O_APPEND)
+        except FileNotFoundError:
+            return False
+        try:
+            data = text.encode("ascii")
+            while data:
+                data = data[os.write(descriptor, data) :]
+        finally:
+            os.close(descriptor)
+        return True
+
+    def _replace(self, text: str) -> bool:
         # One name for all: what a killed agent left of it is overwritten by the next one.
         temporary = f"{self._path}.tmp"
         try:
@@ -164,17 +176,19 @@ class CooldownFile:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+        return True
 
-    def _guarded(self, write: Callable[[], None]) -> None:
-        """Runs a write; a fault is logged once, not once a release."""
+    def _guarded(self, write: Callable[[], bool]) -> bool | None:
+        """What a write says, None when it failed; a fault is logged once, not once a release."""
         try:
-            write()
+            done = write()
         except OSError as error:
             if str(error) != self._last_fault:
                 self._last_fault = str(error)
                 log.warning("cooldown_file_unwritable", path=self._path, error=str(error))
-        else:
-            self._last_fault = ""
+            return None
+        self._last_fault = ""
+        return done
 
 
 def _open_regular(path: str, flags: int) -> int:

@@ -6,6 +6,7 @@ tasks cannot meet in here, and nothing is ever half done.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
@@ -57,6 +58,7 @@ class Holdings:
         self._clock = clock
         self._cooldown_s = cooldown_s
         self.owned: dict[Prefix, OwnedBlock] = {}
+        self._in_order: dict[int, tuple[list[int], list[OwnedBlock]]] = {}
         self.leaving: dict[Prefix, Block] = {}
         self.unconfirmed: dict[Prefix, str] = {}
         self.addresses: dict[Attachment, tuple[Address, ...]] = {}
@@ -130,20 +132,35 @@ class Holdings:
 
     def block_of(self, address: Address) -> OwnedBlock | None:
         """The block of ours an address is in."""
-        return next((o for cidr, o in self.owned.items() if contains(cidr, address)), None)
+        starts, ordered = self._ordered(address.version)
+        place = bisect_right(starts, int(address)) - 1
+        if place >= 0 and contains(ordered[place].block.cidr, address):
+            return ordered[place]
+        # In none, mostly; or blocks of two sizes overlap, which nobody makes but a store may hold.
+        return next((owned for owned in ordered if contains(owned.block.cidr, address)), None)
 
     def blocks_of(self, pools: Iterable[IPPool]) -> list[OwnedBlock]:
         """Our blocks of these pools: pool by pool as given, then in address order."""
-        found: list[OwnedBlock] = []
-        for pool in pools:
-            found += sorted(
-                (
-                    owned
-                    for owned in self.owned.values()
-                    if owned.block.pool == pool.name and pool_holds(pool, owned.block.cidr)
-                ),
+        return [
+            owned
+            for pool in pools
+            for owned in self._ordered(pool.version)[1]
+            if owned.block.pool == pool.name and pool_holds(pool, owned.block.cidr)
+        ]
+
+    def _ordered(self, version: int) -> tuple[list[int], list[OwnedBlock]]:
+        """Our blocks of a family in address order, and where each begins.
+
+        Kept from call to call: every ADD and every DEL looks twice.
+        """
+        found = self._in_order.get(version)
+        if found is None:
+            blocks = sorted(
+                (owned for owned in self.owned.values() if owned.block.cidr.version == version),
                 key=lambda owned: owned.order,
             )
+            starts = [int(owned.block.cidr.network_address) for owned in blocks]
+            found = self._in_order[version] = (starts, blocks)
         return found
 
     def in_use(self, cidr: Prefix) -> int:
@@ -172,12 +189,18 @@ class Holdings:
         for address in [a for a in self._outside_s if contains(block.cidr, a)]:
             usage.rest(address, self._outside_s.pop(address))
         self.owned[block.cidr] = OwnedBlock(block, usage)
+        self._in_order.clear()
         log.info("block_owned", block=str(block.cidr), pool=block.pool, used=len(usage.used))
+
+    def disown(self, cidr: Prefix) -> OwnedBlock | None:
+        """Takes a block out of use; None when it was not in use."""
+        self._in_order.clear()
+        return self.owned.pop(cidr, None)
 
     def lose(self, cidr: Prefix, reason: str) -> None:
         """Stops assigning from a block; what is in use or resting in it stays known."""
         self.leaving.pop(cidr, None)
-        owned = self.owned.pop(cidr, None)
+        owned = self.disown(cidr)
         if owned is None:
             return
         for address, released_s in owned.usage.resting(self._clock()).items():

@@ -26,6 +26,7 @@ from cni.attachment import Attachment
 from cni.netlink import Request
 from cni.netns import Sysctls, inside
 from cni.podlink import PodLink
+from cni.wiring import FIRST_IFINDEX, POD_IFINDEX
 from routing.routes import METRIC, PROTOCOL
 
 NETWORK = "floor"
@@ -122,11 +123,11 @@ class Floor:
             pod = netlink_socket()
         clock.halt()
         try:
-            send(self._host, packed([hostend.new_pair(link, fd)]), answers=1, clock=clock)
-            self._host_half(link, clock)
-            requests = podend.pod_requests(
-                link, ifindex_of(pod, link.attachment.ifname), has_ipv6=self._sysctls.has_ipv6
-            )
+            ifindex = FIRST_IFINDEX * 2 + self._given
+            pair = hostend.new_pair(link, fd, ifindex=ifindex, pod_ifindex=POD_IFINDEX)
+            send(self._host, packed([pair]), answers=1, clock=clock)
+            self._host_half(link, ifindex, clock)
+            requests = podend.pod_requests(link, POD_IFINDEX, has_ipv6=self._sysctls.has_ipv6)
             send(pod, packed(requests), answers=len(requests), clock=clock)
         finally:
             clock.go()
@@ -135,15 +136,13 @@ class Floor:
             clock.halt()
         return clock
 
-    def _host_half(self, link: PodLink, clock: Clock) -> None:
-        ifindex = ifindex_of(self._host, link.host_ifname)
+    def _host_half(self, link: PodLink, ifindex: int, clock: Clock) -> None:
         clock.go()
         for path, value in hostend.slow_sysctls(link).items():
             self._sysctls.write(path, str(value))
         clock.halt()
         requests = [
-            hostend.set_alias(ifindex, link.alias),
-            *hostend.set_fast_sysctls(link, ifindex),
+            *hostend.set_fast_sysctls(link, ifindex, alias=link.alias),
             hostend.set_up(ifindex),
             *(host_route(address, ifindex) for address in link.addresses),
         ]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from cni.result import Result
-from cni.server import Verbs, code_and_sentence
+from cni.server import Answer, Verbs, code_and_sentence
 from cni.spec import Request
 from cni.timings import OK, Timings
 
@@ -31,7 +30,7 @@ class TimedVerbs:
         self._timings = timings
         self._clock = clock
 
-    async def handle(self, request: Request, netns_fd: int | None) -> Result | None:
+    async def handle(self, request: Request, netns_fd: int | None) -> Answer | None:
         """Passes on what the verbs answer or raise."""
         began_s, outcome = self._clock(), CANCELLED
         try:

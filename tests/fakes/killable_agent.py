@@ -181,7 +181,7 @@ def arm(steps: Steps) -> None:
             steps.wrap(owner, method)
     _wrap_the_kernel(steps)
     steps.wrap(Path, "unlink", lambda path, **_kwargs: f"unlink in {path.parent.name}/")
-    steps.wrap(asyncio.SelectorEventLoop, "sock_sendall", lambda *_: "write the reply")
+    steps.wrap(CniServer, "_write", "write the reply")
     steps.wrap_thread(KernelWiring, "remove")
     steps.wrap_thread(KernelConntrack, "flush")
 
@@ -253,10 +253,10 @@ def _mark_the_verb(steps: Steps) -> None:
         with steps.step("handle the request"):
             return await handle(self, request, netns_fd)
 
-    async def serving(self: CniServer, connection: Any) -> None:
+    async def serving(self: CniServer, connection: Any, refusal: Any = None) -> None:
         with contextlib.ExitStack() as stack:
             opened.set(stack)
-            await serve(self, connection)
+            await serve(self, connection, refusal)
 
     Attacher.handle = handling  # type: ignore[method-assign]
     CniServer._serve = serving  # type: ignore[method-assign]

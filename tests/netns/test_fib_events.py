@@ -8,6 +8,9 @@ from ipaddress import ip_network
 
 import pytest
 
+from cni import netlink as nl
+from cni.netlink import NetlinkSocket
+from routing.event_filter import event_filter
 from routing.fib import KernelFib
 from tests.fakes.netns import Fabric, Namespace
 
@@ -89,3 +92,31 @@ async def test_an_uplink_is_a_hurry():
             assert "address" in await reasons_until(fib, "address")
         finally:
             await fib.close()
+
+
+async def test_what_an_add_stirs_up_is_not_even_queued():
+    """The kernel's filter: reading it cost a third of the ADD. The control hears all of it."""
+    groups = (
+        nl.RTNLGRP_LINK,
+        nl.RTNLGRP_IPV4_IFADDR,
+        nl.RTNLGRP_IPV4_ROUTE,
+        nl.RTNLGRP_IPV6_IFADDR,
+    )
+    with Fabric() as fabric:
+        node, pod = fabric.namespace("node"), fabric.namespace("pod")
+        own_ports = [4711]
+        with (
+            NetlinkSocket(
+                netns_fd=node.fd, groups=groups, event_filter=event_filter(own_ports)
+            ) as ours,
+            NetlinkSocket(netns_fd=node.fd, groups=groups) as control,
+        ):
+            add(node, pod)
+            assert len(control.events(max_datagrams=100)[0]) >= 3
+            assert ours.events(max_datagrams=100) == ([], False)
+            # A route by another hand, and the end of the link, are heard.
+            node.ip(f"route add {PREFIX} dev {POD} proto 132 metric 1032")
+            node.ip(f"link set {POD} down")
+            node.ip(f"link del {POD}")
+            kinds = [event.kind for event in ours.events(max_datagrams=100)[0]]
+            assert kinds == [nl.RTM_NEWROUTE, nl.RTM_NEWLINK, nl.RTM_DELLINK]

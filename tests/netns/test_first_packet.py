@@ -62,7 +62,7 @@ class Agent:
         """An ADD for eth0 of ``pod``."""
         done = await self.attacher.handle(request("ADD", pod), pod.fd)
         assert done is not None
-        return done
+        return done.result()
 
     async def delete(self, pod: Namespace) -> None:
         """Its DEL."""

@@ -395,7 +395,7 @@ def test_a_small_mtu_is_fine_without_ipv6(pod, wiring):
 def test_a_create_that_fails_at_any_step_leaves_nothing(host, pod, monkeypatch, what, step):
     """Each message and each sysctl write is made to fail in turn."""
     wiring = KernelWiring(netns_fd=host.fd)
-    verb = "must" if what is NetlinkSocket else "write"
+    verb = "execute" if what is NetlinkSocket else "write"
     real, calls = getattr(what, verb), []
 
     def failing(self, *arguments):

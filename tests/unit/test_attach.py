@@ -76,7 +76,7 @@ async def add(attacher: Attacher, asked: Request | None = None, *, netns_fd: int
     """An ADD that must succeed."""
     result = await attacher.handle(asked or request(), netns_fd)
     assert result is not None
-    return result
+    return result.result()
 
 
 async def test_add_allocates_wires_routes_and_only_then_raises_the_pod_end(

@@ -48,7 +48,7 @@ async def add(attacher: Attacher, asked: Request) -> Result:
     """An ADD that must succeed."""
     result = await attacher.handle(asked, NETNS)
     assert result is not None
-    return result
+    return result.result()
 
 
 async def check(attacher: Attacher, asked: Request) -> str:

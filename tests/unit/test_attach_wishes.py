@@ -66,7 +66,7 @@ async def addresses_of(attacher: Attacher, *requested) -> list[str]:
     asked = replace(request(), requested=Requested(None, requested))
     result = await attacher.handle(asked, NETNS)
     assert result is not None
-    return [str(each.address.ip) for each in result.ips]
+    return [str(each.address.ip) for each in result.result().ips]
 
 
 async def test_a_pod_that_asks_for_nothing_gets_any_address(
