@@ -19,12 +19,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from cni.answer import Attached, as_promised, differences_from_previous
 from cni.asked import Asked, Pools, join
@@ -37,6 +37,7 @@ from cni.netns import is_network_namespace, is_same_namespace, own_netns
 from cni.podlink import PodLink
 from cni.result import Result
 from cni.spec import Command, NetConf, Request
+from cni.turns import Turns
 from cni.wiring import LinkExists, ObservedLink, PodInterfaceExists, WiringError
 from cni.wish import PodWishes, WishRefused
 
@@ -135,14 +136,6 @@ class Unready:
 
 
 @dataclass(slots=True)
-class _Turn:
-    """The lock of one attachment, and how many verbs hold it or wait for it."""
-
-    lock: asyncio.Lock
-    users: int = 0
-
-
-@dataclass(slots=True)
 class _Undoing:
     """How far an ADD has come, and so what has to be undone when it fails.
 
@@ -154,12 +147,6 @@ class _Undoing:
     may_have_link: bool = False
     may_have_route: bool = False
     routed: tuple[Address, ...] = ()
-
-
-def _note_late_failure(worker: asyncio.Future[bool]) -> None:
-    """The link is gone; what the remover says afterwards is news for the log alone."""
-    if not worker.cancelled() and worker.exception() is not None:
-        log.warning("remover_failed_late error=%s", worker.exception())
 
 
 def describe_netns(netns_fd: int) -> str | None:
@@ -217,7 +204,7 @@ class Attacher:
         self._departures = departures or Departures()
         self._conntrack = conntrack
         self._wishes = wishes
-        self._turns: dict[Attachment, _Turn] = {}
+        self._turns = Turns()
         self._removers = ThreadPoolExecutor(REMOVER_THREADS, thread_name_prefix="cni-remove")
 
     async def handle(self, request: Request, netns_fd: int | None) -> Attached | None:
@@ -264,7 +251,7 @@ class Attacher:
         fd = self._usable_netns(request, netns_fd)
         # Before the turn is taken: whoever knows may ask elsewhere first, and no DEL waits for it.
         asked = await self._asked(request)
-        async with self._turn(attachment):
+        async with self._turns.of(attachment):
             if self._allocator.addresses(attachment):
                 answer = await self._repeat(request, asked, fd)
                 if answer is not None:
@@ -429,7 +416,7 @@ class Attacher:
     # -- DEL, CHECK, STATUS, GC ------------------------------------------------------------
 
     async def _delete(self, attachment: Attachment) -> None:
-        async with self._turn(attachment):
+        async with self._turns.of(attachment):
             # Killed after the link is gone, we would leave nobody who knows of its addresses.
             self._allocator.announce_release(attachment)
             removed = await self._remove(attachment)
@@ -451,7 +438,7 @@ class Attacher:
             WiringError: the links could not be read.
             HostRouteError: the kernel kept a route.
         """
-        async with self._turn(attachment):
+        async with self._turns.of(attachment):
             if any(each.record.attachment == attachment for each in self._wiring.read()):
                 return ()
             return await self._give_back(attachment)
@@ -465,7 +452,7 @@ class Attacher:
         attachment = _attachment_of(request)
         fd = self._usable_netns(request, netns_fd)
         previous = request.netconf.prev_result or Result()
-        async with self._turn(attachment):
+        async with self._turns.of(attachment):
             addresses = self._allocator.addresses(attachment)
             differences = [] if addresses else [f"no address is assigned to {attachment}"]
             if addresses:
@@ -521,17 +508,11 @@ class Attacher:
 
     async def _remove(self, attachment: Attachment) -> bool:
         """Returns when the kernel says the link is gone; see cni/departures.py."""
-        loop = asyncio.get_running_loop()
         name = attachment.host_ifname
         try:
             with self._departures.expect(name) as gone:
-                worker = loop.run_in_executor(self._removers, self._wiring.remove, name)
-                either: set[asyncio.Future[Any]] = {worker, gone}
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not worker.done():
-                worker.add_done_callback(_note_late_failure)
-                return True
-            return worker.result()
+                self._removers.submit(self._departures.settle, gone, self._wiring.remove, name)
+                return await gone
         except LinkExists as error:
             # A foreign link of that name: there is none of ours, and a DEL of nothing succeeds.
             log.warning("foreign_link_left_alone attachment=%s error=%s", attachment, error)
@@ -549,19 +530,6 @@ class Attacher:
                 except ConntrackError as error:
                     log.warning("connections_not_forgotten address=%s error=%s", address, error)
         return self._allocator.release(attachment)
-
-    @asynccontextmanager
-    async def _turn(self, attachment: Attachment) -> AsyncIterator[None]:
-        """This attachment's turn; the lock lives as long as somebody wants it."""
-        turn = self._turns.setdefault(attachment, _Turn(asyncio.Lock()))
-        turn.users += 1
-        try:
-            async with turn.lock:
-                yield
-        finally:
-            turn.users -= 1
-            if not turn.users:
-                del self._turns[attachment]
 
 
 def _attachment_of(request: Request) -> Attachment:

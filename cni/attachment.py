@@ -45,8 +45,8 @@ class Attachment:
         So that nobody need ask the kernel which one it took, and a link that is made anew for the
         same sandbox has the one its neighbours know.
         """
-        digest = _digest(self.network, self.container_id, self.ifname)
-        return ":".join(("02", *(digest[place : place + 2] for place in range(12, 22, 2))))
+        x = _digest(self.network, self.container_id, self.ifname)[12:22]
+        return f"02:{x[:2]}:{x[2:4]}:{x[4:6]}:{x[6:8]}:{x[8:]}"
 
 
 @lru_cache(maxsize=1024)

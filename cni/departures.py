@@ -12,8 +12,11 @@ when that is nobody, or events were lost, the remover's own end is the answer.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+log = logging.getLogger(__name__)
 
 
 class Departures:
@@ -24,12 +27,12 @@ class Departures:
 
     def __init__(self, on_expect: Callable[[], None] = lambda: None) -> None:
         self.on_expect = on_expect
-        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+        self._waiting: dict[str, set[asyncio.Future[bool]]] = {}
 
     @contextmanager
-    def expect(self, ifname: str) -> Iterator[asyncio.Future[None]]:
-        """A future that ends with the next announcement that ``ifname`` is gone."""
-        gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def expect(self, ifname: str) -> Iterator[asyncio.Future[bool]]:
+        """A future that ends with the next announcement that ``ifname`` is gone: True then."""
+        gone: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.setdefault(ifname, set())
         waiting.add(gone)
         self.on_expect()
@@ -49,4 +52,31 @@ class Departures:
         """``ifname`` is gone."""
         for gone in self._waiting.get(ifname, ()):
             if not gone.done():
-                gone.set_result(None)
+                gone.set_result(True)
+
+    @staticmethod
+    def settle(gone: asyncio.Future[bool], remove: Callable[[str], bool], ifname: str) -> None:
+        """Removes ``ifname`` and ends ``gone`` with what came of it, unless the announcement was
+        first: then nobody is woken. For a thread of its own.
+        """
+        removed, error = False, None
+        try:
+            removed = remove(ifname)
+        except Exception as caught:
+            error = caught
+        if not gone.done():
+            # A loop that was closed meanwhile has nobody who waits.
+            with suppress(RuntimeError):
+                gone.get_loop().call_soon_threadsafe(_end, gone, removed, error)
+        elif error is not None:
+            log.warning("remover_failed_late link=%s error=%s", ifname, error)
+
+
+def _end(gone: asyncio.Future[bool], removed: bool, error: Exception | None) -> None:
+    if gone.done():
+        if error is not None:
+            log.warning("remover_failed_late error=%s", error)
+    elif error is not None:
+        gone.set_exception(error)
+    else:
+        gone.set_result(removed)

@@ -117,6 +117,11 @@ ANSWER_DEADLINE_S = 10
 DUMP_ATTEMPTS = 8
 """A dump during which the table changed is inconsistent, and taken again this many times."""
 
+FEW_MESSAGES = 64
+"""What one send carries at most on a socket whose buffer was left as it is (208 KiB by default)."""
+
+_RAW = int(socket.SOCK_RAW | socket.SOCK_CLOEXEC)
+_ANSWER_DEADLINE = struct.pack("ll", ANSWER_DEADLINE_S, 0)
 _RECEIVE_BYTES = 128 * 1024
 _SEQUENCE_MAX = 0x7FFF_FFFF
 _IFREQ = struct.Struct("=16si20x")
@@ -260,6 +265,7 @@ class NetlinkSocket:
         netns_fd: the namespace it is opened in; None is the calling thread's.
         groups: multicast groups (RTNLGRP_*). A socket with groups is for ``events`` only.
         receive_buffer_bytes: forced above the system's limit when we may, else as far as it goes.
+            None leaves it as it is, for a socket that is made for a few messages.
         protocol: NETLINK_ROUTE, or another that speaks in the same messages (NETLINK_NETFILTER).
         event_filter: a classic BPF program (``struct sock_filter``) that says which messages of
             the groups are queued at all.
@@ -270,35 +276,46 @@ class NetlinkSocket:
         *,
         netns_fd: int | None = None,
         groups: Sequence[int] = (),
-        receive_buffer_bytes: int = 1 << 20,
+        receive_buffer_bytes: int | None = 1 << 20,
         protocol: int = socket.NETLINK_ROUTE,
         event_filter: bytes = b"",
     ) -> None:
         with inside(netns_fd):
-            self._socket = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
-            )
+            self._socket = socket.socket(socket.AF_NETLINK, _RAW, protocol)
         try:
             self._set_options(receive_buffer_bytes)
             if event_filter:
                 self._attach_filter(event_filter)
-            self._socket.bind((0, sum(1 << (group - 1) for group in groups)))
-            self.port_id: int = self._socket.getsockname()[0]
+            if groups:
+                self._socket.bind((0, sum(1 << (group - 1) for group in groups)))
         except BaseException:
             self._socket.close()
             raise
         if groups:
             self._socket.setblocking(False)
-        buffer_bytes = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-        self._max_count = max(1, buffer_bytes // ANSWER_BYTES)
+        self._max_count = FEW_MESSAGES
+        if receive_buffer_bytes is not None:
+            buffer_bytes = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+            self._max_count = max(1, buffer_bytes // ANSWER_BYTES)
         self._lock = threading.Lock()
         self._sequence = 0
+        self._port_id = 0
 
-    def _set_options(self, receive_buffer_bytes: int) -> None:
+    @property
+    def port_id(self) -> int:
+        """The socket's number in its namespace; the kernel gives it one at the latest now."""
+        if not self._port_id:
+            if not self._socket.getsockname()[0]:
+                self._socket.bind((0, 0))
+            self._port_id = self._socket.getsockname()[0]
+        return self._port_id
+
+    def _set_options(self, receive_buffer_bytes: int | None) -> None:
         for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(SOL_NETLINK, option, 1)
-        deadline = struct.pack("ll", ANSWER_DEADLINE_S, 0)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, deadline)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _ANSWER_DEADLINE)
+        if receive_buffer_bytes is None:
+            return
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, receive_buffer_bytes)
         except PermissionError:

@@ -54,11 +54,17 @@ class PodLink:
 
     @property
     def ipv4(self) -> IPv4Address | None:
-        return next((a for a in self.addresses if isinstance(a, IPv4Address)), None)
+        for address in self.addresses:
+            if isinstance(address, IPv4Address):
+                return address
+        return None
 
     @property
     def ipv6(self) -> IPv6Address | None:
-        return next((a for a in self.addresses if isinstance(a, IPv6Address)), None)
+        for address in self.addresses:
+            if isinstance(address, IPv6Address):
+                return address
+        return None
 
     @property
     def alias(self) -> str:
@@ -74,8 +80,12 @@ def encode_alias(attachment: Attachment, addresses: tuple[Address, ...], pod: Po
     Raises:
         AliasError: the identity alone does not fit.
     """
-    v4 = next((str(a) for a in addresses if isinstance(a, IPv4Address)), "-")
-    v6 = next((str(a) for a in addresses if isinstance(a, IPv6Address)), "-")
+    v4 = v6 = "-"
+    for address in addresses:
+        if isinstance(address, IPv4Address):
+            v4 = str(address)
+        else:
+            v6 = str(address)
     head = "|".join(
         (
             ALIAS_TAG,

@@ -57,6 +57,10 @@ REPLAY_INTERVAL_S = 30.0
 _MAX_DESCRIPTORS = 8
 _ROOM_BYTES = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
 _CHUNK_BYTES = 16384
+# As plain numbers: an enum's arithmetic costs more than the system call.
+_RECEIVE_FLAGS = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+_SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_TRUNCATED = int(socket.MSG_CTRUNC)
 
 
 class SocketInUse(Exception):
@@ -120,6 +124,7 @@ class CniServer:
         read_deadline_s: float = READ_DEADLINE_S,
     ) -> None:
         self._path = socket_path
+        self._recorded = directory_of(socket_path)
         self._verbs = verbs
         self._max_connections = max_connections
         self._read_deadline_s = read_deadline_s
@@ -212,7 +217,7 @@ class CniServer:
 
     async def _replay(self) -> None:
         try:
-            await replay(directory_of(self._path), self._verbs)
+            await replay(self._recorded, self._verbs)
         except OSError as error:
             # A full disk, say. Without the directory launchers record nothing and say code 11.
             log.warning("recorded_del_unreachable error=%s", error)
@@ -294,7 +299,7 @@ class CniServer:
     async def _write(self, sock: socket.socket, reply: bytes) -> None:
         """An answer fits into the socket's buffer; only a GC's can be larger."""
         try:
-            sent = sock.send(reply, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            sent = sock.send(reply, _SEND_FLAGS)
         except BlockingIOError:
             sent = 0
         if sent < len(reply):
@@ -304,7 +309,8 @@ class CniServer:
 
     async def _reply(self, connection: _Connection, refusal: Exception | None) -> bytes:
         """Exit status and stdout for the plugin, whatever the client sent."""
-        version, who = NEWEST_VERSION, "-"
+        version = NEWEST_VERSION
+        request: Request | None = None
         try:
             if refusal is not None:
                 raise refusal
@@ -314,10 +320,9 @@ class CniServer:
             connection.data.clear()
             version = asked_version(stdin)
             request = parse_request(environment, stdin)
-            who = f"{request.command.value} {request.attachment or request.netconf.name}"
             fd = connection.descriptors[0] if connection.descriptors else None
             if request.command is Command.ADD and request.attachment is not None:
-                supersede(directory_of(self._path), request.attachment)
+                supersede(self._recorded, request.attachment)
             answer = await self._verbs.handle(request, fd)
             return b"\0" + (answer.render(version) if answer is not None else b"")
         except Exception as error:
@@ -327,8 +332,15 @@ class CniServer:
             # containerd asks for STATUS every 5 s; why it is not ready is the hub's to tell.
             is_status = told.code in (Code.NOT_AVAILABLE, Code.LIMITED_CONNECTIVITY)
             level = logging.DEBUG if is_status else logging.WARNING
+            who = _who(request)
             log.log(level, "cni_request_failed request=%s code=%d msg=%s", who, told.code, sentence)
             return b"\1" + render_error(told, version=version)
+
+
+def _who(request: Request | None) -> str:
+    if request is None:
+        return "-"
+    return f"{request.command.value} {request.attachment or request.netconf.name}"
 
 
 def as_cni_error(error: Exception) -> CniError:
@@ -388,14 +400,12 @@ def receive_request(sock: socket.socket, data: bytearray, descriptors: list[int]
     """
     while True:
         try:
-            chunk, ancillary, flags, _ = sock.recvmsg(
-                _CHUNK_BYTES, _ROOM_BYTES, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
-            )
+            chunk, ancillary, flags, _ = sock.recvmsg(_CHUNK_BYTES, _ROOM_BYTES, _RECEIVE_FLAGS)
         except (BlockingIOError, InterruptedError):
             return False
         if ancillary:
             _collect_descriptors(ancillary, descriptors)
-        if flags & socket.MSG_CTRUNC or len(descriptors) > _MAX_DESCRIPTORS:
+        if flags & _TRUNCATED or len(descriptors) > _MAX_DESCRIPTORS:
             raise FrameError("not all descriptors that came with it could be received")
         if not chunk:
             return True

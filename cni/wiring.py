@@ -181,7 +181,7 @@ class KernelWiring:
             WiringError: the pod end is missing, or something in the pod is in the way.
         """
         born = self._born.pop(link.host_ifname, None)
-        with self._inside_pod(link, netns_fd) as socket:
+        with self._inside_pod(link, netns_fd, is_known=born is not None) as socket:
             ifindex, mac = born or self._find_pod_end(socket, link.attachment.ifname)
             requests = podend.pod_requests(link, ifindex, has_ipv6=self._sysctls.has_ipv6)
             refusals = [refusal for refusal in socket.execute(requests) if refusal is not None]
@@ -485,21 +485,36 @@ class KernelWiring:
 
     @contextmanager
     def _inside_pod(
-        self, link: PodLink, netns_fd: int, *, write: bool = True
+        self, link: PodLink, netns_fd: int, *, write: bool = True, is_known: bool = False
     ) -> Iterator[NetlinkSocket]:
-        """A socket in the pod's namespace; its sysctls are written on the way, with ``write``."""
-        self._refuse_bad_namespace(netns_fd)
+        """A socket in the pod's namespace; its sysctls are written on the way, with ``write``.
+
+        ``is_known``: ``create`` has just found the descriptor good.
+        """
+        if not is_known:
+            self._refuse_bad_namespace(netns_fd)
         # Mostly the thread that made us, in our own namespace: then the way back is known.
         is_home = self._home_of is threading.current_thread()
         back_fd = self._home_fd if is_home else None
-        with _as_wiring_error(f"{link.attachment.ifname} in the pod"), ExitStack() as stack:
+        with _as_wiring_error(f"{link.attachment.ifname} in the pod"):
             with inside(netns_fd, back_fd=back_fd):
-                socket = stack.enter_context(NetlinkSocket(receive_buffer_bytes=1 << 16))
+                socket = NetlinkSocket(receive_buffer_bytes=None)
                 if write and link.ipv6 is not None:
-                    sysctls = stack.enter_context(Sysctls())
-                    for path, value in podend.wanted_sysctls(link).items():
-                        sysctls.write(path, value)
-            yield socket
+                    self._allow_ipv6(link, socket)
+            try:
+                yield socket
+            finally:
+                socket.close()
+
+    @staticmethod
+    def _allow_ipv6(link: PodLink, socket: NetlinkSocket) -> None:
+        try:
+            with Sysctls() as sysctls:
+                for path, value in podend.wanted_sysctls(link).items():
+                    sysctls.write(path, value)
+        except BaseException:
+            socket.close()
+            raise
 
 
 _OBSERVED = frozenset({nl.IFLA_IFNAME, nl.IFLA_MTU, nl.IFLA_IFALIAS})

@@ -63,6 +63,8 @@ log = structlog.get_logger("routing.agent")
 
 FALLBACK_MTU_BYTES = 1500
 SWITCH_INTERVAL_S = 0.0005
+GC_THRESHOLD = 10_000
+"""Objects that come before the collector looks for cycles: the default of 700 is three ADDs."""
 
 
 class AlreadyRunning(Exception):
@@ -217,6 +219,7 @@ class Agent:
         # What is alive now stays: the collector need not walk the libraries again at every ADD.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(GC_THRESHOLD)
         # A thread that removes a link must not keep the loop waiting for the usual 5 ms.
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         log.info("agent_started", node=self._settings.node, version=self._version)

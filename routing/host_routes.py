@@ -39,10 +39,12 @@ class HostRoutes:
             HostRouteError: the kernel refused; the sentence names the holder of the prefix.
         """
         routes = pod_routes(link)
-        with _as_host_route_error(link.host_ifname):
+        try:
             await self._refuse_taken(routes)
             await self._refuse_overruled(link)
             failed = await self._fib.apply(Delta(create=routes))
+        except OSError as error:
+            raise _no_answer(link.host_ifname, error) from error
         if failed:
             raise HostRouteError("; ".join(f"{f.key.prefix}: {f.error}" for f in failed))
         self.ensured.update(routes)
@@ -51,7 +53,11 @@ class HostRoutes:
         """The driver brings a route of ours to what is wanted; here that would take the address
         from a pod that has it. The last pass knows enough to ask the kernel only then."""
         known, read = self.ensured, self._last_read()
-        if not any(known.get(key, read.get(key, route)) != route for key, route in routes.items()):
+        for key, route in routes.items():
+            there = known.get(key) or read.get(key)
+            if there is not None and there != route:
+                break
+        else:
             return
         actual = await self._fib.read()
         for key, route in routes.items():
@@ -105,7 +111,11 @@ def _as_host_route_error(ifname: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise HostRouteError(f"routes over {ifname}: {error.strerror or error}") from error
+        raise _no_answer(ifname, error) from error
+
+
+def _no_answer(ifname: str, error: OSError) -> HostRouteError:
+    return HostRouteError(f"routes over {ifname}: {error.strerror or error}")
 
 
 def pod_routes(link: PodLink) -> dict[RouteKey, Route]:
@@ -114,5 +124,6 @@ def pod_routes(link: PodLink) -> dict[RouteKey, Route]:
 
 
 def _routes_over(ifname: str, addresses: tuple[Address, ...]) -> dict[RouteKey, Route]:
+    hops = (NextHop(ifname),)
     keys = [RouteKey(host_prefix(address)) for address in addresses]
-    return {key: Route(key, (NextHop(ifname),)) for key in keys}
+    return {key: Route(key, hops) for key in keys}

@@ -38,6 +38,10 @@ def configure_logging(*, level: str, style: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
+    # Which line of which thread of which process wrote it is in no line of ours; finding out costs
+    # more than the line (the standard library's "Optimization" page).
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    vars(logging)["_srcfile"] = None
     # Leaves log through the standard library, so that they need no structlog.
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LeafFormatter(style=style))

@@ -5,7 +5,9 @@ Run inside a node's namespace, one command a line on stdin:
     del NAME         unwires it; "WALL_US CPU_US ACK_US": until the kernel has announced the link
                      gone, and until it has acknowledged that
 The messages are those of cni/hostend.py and cni/podend.py, packed before the clock starts, so a
-change to the wiring is a change to this floor.
+change to the wiring is a change to this floor. Alias and route protocol are not ours, though: an
+agent in the same namespace would take a link and a route from another hand for news, and look at
+all its tables again.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ from cni import netlink as nl
 from cni.attachment import Attachment
 from cni.netlink import Request
 from cni.netns import Sysctls, inside
-from cni.podlink import PodLink
+from cni.podlink import ALIAS_TAG, PodLink
 from cni.wiring import FIRST_IFINDEX, POD_IFINDEX
-from routing.routes import METRIC, PROTOCOL
+from routing.event_filter import RTPROT_KERNEL
+from routing.routes import METRIC
 
 NETWORK = "floor"
 FIRST_ADDRESS = IPv4Address("10.250.0.1")
@@ -142,7 +145,7 @@ class Floor:
             self._sysctls.write(path, str(value))
         clock.halt()
         requests = [
-            *hostend.set_fast_sysctls(link, ifindex, alias=link.alias),
+            *hostend.set_fast_sysctls(link, ifindex, alias=link.alias.replace(ALIAS_TAG, "nobody")),
             hostend.set_up(ifindex),
             *(host_route(address, ifindex) for address in link.addresses),
         ]
@@ -180,9 +183,10 @@ class Floor:
 
 
 def host_route(address: object, ifindex: int) -> Request:
-    """The pod's /32 towards its host end, as the agent's FIB driver writes it."""
+    """The pod's /32 towards its host end, as the agent writes it but for whose it is."""
     body = nl.RTMSG.pack(
-        socket.AF_INET, 32, 0, 0, nl.RT_TABLE_MAIN, PROTOCOL, nl.RT_SCOPE_LINK, nl.RTN_UNICAST, 0
+        *(socket.AF_INET, 32, 0, 0, nl.RT_TABLE_MAIN, RTPROT_KERNEL),
+        *(nl.RT_SCOPE_LINK, nl.RTN_UNICAST, 0),
     )
     body += nl.attribute(nl.RTA_DST, IPv4Address(str(address)).packed)
     body += nl.attribute_u32(nl.RTA_OIF, ifindex) + nl.attribute_u32(nl.RTA_PRIORITY, METRIC)
