@@ -55,7 +55,8 @@ class Verdict:
             self.problems.append(otherwise)
 
 
-Experiment = Callable[["World", Verdict], None]
+Experiment = Callable[["World", Verdict], None] | Callable[[object, Verdict], None]
+"""Does its damage to the world and fills the verdict. A row without a lab takes any object."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,91 @@
+"""Rows that are whole test modules: what enumerates hundreds of cases is a test already.
+
+The row runs them in a process of its own and counts. Skipped is not passed: a row of which nothing
+ran, or less than it names, is red.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+
+from lab.build import PROJECT_DIR
+from lab.chaos.rows import Row, Stage, Verdict
+
+SUITE_DEADLINE_S = 580.0
+
+_COUNTS = re.compile(r"(\d+) (passed|failed|skipped|errors?|xfailed)")
+
+
+def counts_of(text: str) -> dict[str, int]:
+    """The closing line of pytest: what -> how many. Pure."""
+    closing = text.strip().splitlines()[-1] if text.strip() else ""
+    return {what.removesuffix("s"): int(number) for number, what in _COUNTS.findall(closing)}
+
+
+def suite(*nodes: str, at_least: int) -> Callable[[object, Verdict], None]:
+    """An experiment: these tests, of which ``at_least`` must have passed and none anything else."""
+
+    def run(_world: object, verdict: Verdict) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "--tb=line", "-p", "no:cacheprovider", *nodes],
+            cwd=PROJECT_DIR,
+            capture_output=True,
+            text=True,
+            timeout=SUITE_DEADLINE_S,
+            check=False,
+        )
+        counts = counts_of(done.stdout)
+        passed = counts.get("passed", 0)
+        verdict.note(f"{passed} cases passed")
+        others = {what: number for what, number in counts.items() if what != "passed"}
+        verdict.must(not others and done.returncode == 0, f"{others or done.stdout[-300:]}")
+        verdict.must(passed >= at_least, f"only {passed} cases ran, {at_least} are owed")
+
+    return run
+
+
+_NETNS = "tests/netns"
+
+ROWS = [
+    Row("B2", "random and mutated lines and UPDATEs into our decoders",
+        "0 unhandled exceptions, 0 routes that break a rule", Stage.NO_LAB,
+        suite("tests/property/test_bgp_codec.py", "tests/property/test_adj_rib_property.py",
+              at_least=5)),
+    Row("A3", "the agent killed at every step of ADD, DEL and replay, store calls included",
+        "0 leaked, 0 doubled", Stage.NO_LAB,
+        suite(f"{_NETNS}/test_kill_steps.py", at_least=6)),
+    Row("A8", "claim, release, pool and node changes in random order",
+        "invariants after every step", Stage.NO_LAB,
+        suite("tests/property/test_ipam_machine.py", at_least=1)),
+    Row("A14", "two families, one of them exhausted", "ADD fails, the other family not leaked",
+        Stage.NO_LAB, suite(f"{_NETNS}/test_first_packet.py::test_an_exhausted_family_leaves_no_"
+                            "half_assigned_pod", at_least=1)),
+    Row("A16", "an address is free again", "rests for its cool-down, longest unused first",
+        Stage.NO_LAB, suite("tests/unit/test_usage.py", at_least=3)),
+    Row("C3", "namespace gone, netlink refused, disk full, at each step of ADD and DEL",
+        "a typed error or success; nothing left", Stage.NO_LAB,
+        suite(f"{_NETNS}/test_faults.py", at_least=10)),
+    Row("C4", "launcher killed at each step", "nothing left", Stage.NO_LAB,
+        suite(f"{_NETNS}/test_kill_launcher.py", at_least=3)),
+    Row("C6", "CHECK after each thing somebody can change", "each named, in its own words",
+        Stage.NO_LAB, suite(f"{_NETNS}/test_wiring.py", f"{_NETNS}/test_plugin_and_kernel.py",
+                            at_least=30)),
+    Row("C10", "unknown versions, huge or broken stdin, hostile names",
+        "the specification's error codes", Stage.NO_LAB,
+        suite("tests/unit/test_spec.py", "tests/property/test_spec_property.py", at_least=40)),
+    Row("S1", "router advertisements, redirects, DHCPv6 answers from a pod",
+        "the host unchanged (each shown to work without our rule)", Stage.NO_LAB,
+        suite(f"{_NETNS}/test_pod_security.py", "-k", "advertisement or redirect or dhcpv6",
+              at_least=5)),
+    Row("S3", "spoofed sources, rp_filter forced to 0", "0 of 20 leave (20 of 20 without us)",
+        Stage.NO_LAB, suite(f"{_NETNS}/test_pod_security.py", "-k", "spoofed or without_an_address",
+                            at_least=2)),
+    Row("S4", "ARP poisoning and sweeps", "the node answers for the gateway alone, learns nothing",
+        Stage.NO_LAB, suite(f"{_NETNS}/test_pod_security.py", "-k", "arp", at_least=2)),
+    Row("S5", "a pod at the node's BGP port and the agent's socket", "refused, at once",
+        Stage.NO_LAB, suite(f"{_NETNS}/test_pod_security.py", "-k", "bgp_port or socket",
+                            at_least=3)),
+]  # fmt: skip
