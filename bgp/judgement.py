@@ -98,6 +98,9 @@ def _next_hop(value: object, prefix: Prefix) -> Address | str:
 
 def judge_attributes(raw: dict[str, Any], *, is_ebgp: bool) -> Attributes | str:
     """The attributes, or the reason token of the first that makes the routes unusable."""
+    if any(_is_unknown_well_known(name) for name in raw):
+        # RFC 4271 section 6.3 would end the session; ExaBGP passes it on. RFC 7606 spirit.
+        return "well-known-unknown"
     if "origin" not in raw:
         return "origin-missing"
     origin = _ORIGINS.get(str(raw["origin"]).lower())
@@ -142,6 +145,17 @@ def judge_attributes(raw: dict[str, Any], *, is_ebgp: bool) -> Attributes | str:
         originator_id,
         cluster_list,
     )
+
+
+def _is_unknown_well_known(name: str) -> bool:
+    """Of an attribute that ExaBGP has no word for, ``attribute-0xTYPE-0xFLAGS``: not optional."""
+    parts = name.split("-0x")
+    if len(parts) != 3 or parts[0] != "attribute":
+        return False
+    try:
+        return not int(parts[2], 16) & 0x80
+    except ValueError:
+        return False
 
 
 def _as_path(value: object) -> tuple[tuple[int, ...], int] | str:

@@ -274,6 +274,7 @@ def test_an_ipv6_route_with_only_a_link_local_next_hop_is_rejected() -> None:
     [
         ({"origin": None}, "origin-missing"),
         ({"origin": "guess"}, "origin-malformed"),
+        ({"attribute-0x63-0x40": "0x78"}, "well-known-unknown"),
         ({"as_path": None}, "as-path-missing"),
         ({"as_path": {}}, "as-path-missing"),
         ({"as_path": [65000]}, "as-path-malformed"),
