@@ -161,6 +161,11 @@ class Speaker:
         """Adj-RIB-In of all peers, stale paths included."""
         return self._beliefs.rib.paths()
 
+    def stale_paths(self) -> frozenset[AdvertisementKey]:
+        """Those of ``paths`` that await a new announcement or the sweep."""
+        rib = self._beliefs.rib
+        return frozenset((peer, prefix) for peer in rib.peers() for prefix in rib.stale(peer))
+
     def rejections(self) -> tuple[RejectedRoute, ...]:
         """The last routes that could not be used, oldest first."""
         return self._beliefs.rejections()

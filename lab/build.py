@@ -7,6 +7,7 @@ and what it starts is in the state file before the next step begins.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping
@@ -77,6 +78,20 @@ def environment(paths: LabPaths) -> dict[str, str]:
         "HOME": "/root",
         "SLASH32_STORE": str(paths.store),
     }
+
+
+def way_to_nodes(lab: Lab) -> str:
+    """How ``slash32`` is run on a node of the lab, for ``slash32 explain --via``."""
+    paths, plan = lab.paths, lab.plan
+    variables = {
+        "SLASH32_NODE": "{node}",
+        "SLASH32_RUN_DIR": str(paths.run_dir("{node}")),
+        "SLASH32_STATE_DIR": str(paths.state_dir("{node}")),
+        "SLASH32_STORE": str(paths.store),
+    }
+    words = ["nsenter", f"--net={namespaces.NETNS_DIR}/s32-{plan.name}-{{node}}", "--", "env"]
+    words += [f"{name}={value}" for name, value in variables.items()]
+    return shlex.join([*words, *slash32_command()])
 
 
 def require_root() -> None:

@@ -220,7 +220,9 @@ def exec_(name: str, target: str, command: tuple[str, ...]) -> None:
         environment["PATH"] += ":" + os.environ.get("PATH", "")
         if node in {n.name for n in found.plan.nodes}:
             environment["SLASH32_RUN_DIR"] = str(found.paths.run_dir(node))
+            environment["SLASH32_STATE_DIR"] = str(found.paths.state_dir(node))
             environment["SLASH32_NODE"] = node
+        environment["SLASH32_VIA"] = build.way_to_nodes(found)
         argv = namespaces.enter(namespace, command)
     os.execvpe(argv[0], argv, environment)  # noqa: S606  (no shell is the point)
 

@@ -18,7 +18,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,10 @@ from cni.wiring import KernelWiring
 from routing.control import ControlServer
 from routing.datastore.local import LocalStore
 from routing.datastore.snapshot import Snapshot
+from routing.explain.about import about
+from routing.explain.codec import to_json
 from routing.fib import KernelFib
+from routing.journal import Journal
 from routing.links import link_of
 from routing.metrics.agent_metrics import AgentMetrics
 from routing.metrics.families import Observation
@@ -58,6 +61,7 @@ from routing.view import (
 
 if TYPE_CHECKING:
     from routing.web.server import WebServer
+from routing.view_rib import advertised_rows, kernel_rows, path_rows
 
 log = structlog.get_logger("routing.agent")
 
@@ -140,6 +144,7 @@ class Agent:
             clock=time.monotonic,
             on_change=self._bgp_changed,
         )
+        self._journal = Journal(settings.journal_file, clock=time.time)
         self._loop = Reconciler(
             node=settings.node,
             store=store,
@@ -150,6 +155,9 @@ class Agent:
             edge=self._edge,
             clock=time.monotonic,
             resync_s=settings.resync_s,
+            on_report=lambda before, after: self._journal.note(
+                before, after, self._speaker.sessions()
+            ),
         )
         self._attacher = Attacher(
             wiring=self._metrics.wiring(self._wiring),
@@ -179,7 +187,12 @@ class Agent:
                 "blocks": self._view(block_rows),
                 "pods": self._view(pod_rows),
                 "addresses": self._holders,
+                "ipam": self._ipam,
+                "paths": self._view(path_rows),
+                "advertised": self._view(advertised_rows),
+                "kernel": self._view(kernel_rows),
             },
+            {"about": self._about},
         )
 
     @classmethod
@@ -327,11 +340,26 @@ class Agent:
             for attachment in self._allocator.attachments()
         ]
 
+    async def _ipam(self) -> dict[str, Any]:
+        """Books, links and blocks of this node, for ``ipam check``."""
+        belief = await self._belief()
+        return {
+            "node": belief.node,
+            "blocks": block_rows(belief),
+            "holders": await self._holders(),
+            "pods": pod_rows(belief),
+            "problems": list(belief.ipam_problems),
+        }
+
     def _view(self, rows: Any) -> Any:
         async def answer() -> Any:
             return rows(await self._belief())
 
         return answer
+
+    async def _about(self, arguments: Mapping[str, Any]) -> Any:
+        """What this agent knows of the prefixes around some addresses, for ``explain``."""
+        return to_json(about(await self._belief(), [str(a) for a in arguments["addresses"]]))
 
     async def _belief(self) -> Belief:
         report = await self._loop.look()
@@ -373,4 +401,5 @@ class Agent:
             store=str(self._settings.store),
             ipam_problems=self._allocator.problems(),
             unusable=self._speaker.rejections(),
+            stale=self._speaker.stale_paths(),
         )

@@ -1,7 +1,7 @@
 """The agent's control socket: one JSON line in, one JSON document out, read-only.
 
-The CLI asks for a view by name and prints what the agent believes. The socket is 0600: what the
-agent knows of the network is for root.
+The CLI asks for a view by name and prints what the agent believes; a query is a view with
+arguments. The socket is 0600: what the agent knows of the network is for root.
 """
 
 from __future__ import annotations
@@ -9,30 +9,31 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import stat
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from routing.asking import Unreachable, ask
+
+__all__ = ["ControlServer", "Queries", "Unreachable", "Views", "ask"]
+
 REQUEST_MAX_BYTES = 4096
 REQUEST_DEADLINE_S = 5.0
-REPLY_MAX_BYTES = 256 * 1024 * 1024
 
 Views = Mapping[str, Callable[[], Awaitable[Any]]]
-
-
-class Unreachable(Exception):
-    """The agent does not answer; the sentence says where it was looked for and why it failed."""
+Queries = Mapping[str, Callable[[Mapping[str, Any]], Awaitable[Any]]]
+"""Views that take arguments; a ValueError of theirs is the asker's fault and is told to it."""
 
 
 class ControlServer:
     """Serves views on a Unix socket."""
 
-    def __init__(self, path: Path, views: Views) -> None:
+    def __init__(self, path: Path, views: Views, queries: Queries | None = None) -> None:
         self._path = path
         self._views = views
+        self._queries = queries or {}
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -70,38 +71,12 @@ class ControlServer:
 
     async def _reply(self, line: bytes) -> dict[str, Any]:
         try:
-            name = json.loads(line)["view"]
+            request = json.loads(line)
+            name, arguments = request["view"], request.get("arguments", {})
+            if name in self._queries:
+                return {"view": name, "data": await self._queries[name](arguments)}
             view = self._views[name]
-        except (ValueError, KeyError, TypeError):
-            return {"error": f"unknown request; views are {', '.join(sorted(self._views))}"}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            known = ", ".join(sorted([*self._views, *self._queries]))
+            return {"error": f"unknown request ({error}); views are {known}"}
         return {"view": name, "data": await view()}
-
-
-def ask(path: Path, view: str, *, timeout_s: float = 5.0) -> Any:
-    """The agent's answer to one view.
-
-    Raises:
-        Unreachable: no agent answers at ``path`` within ``timeout_s``, or not in our form.
-    """
-    chunks: list[bytes] = []
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-            client.settimeout(timeout_s)
-            client.connect(str(path))
-            client.sendall(json.dumps({"view": view}).encode() + b"\n")
-            size = 0
-            while chunk := client.recv(1 << 20):
-                chunks.append(chunk)
-                size += len(chunk)
-                if size > REPLY_MAX_BYTES:
-                    raise Unreachable(f"the agent's answer on {path} is larger than 256 MiB")
-    except OSError as error:
-        reason = error.strerror or str(error) or "no answer in time"
-        raise Unreachable(f"no slash32 agent answers on {path}: {reason}") from None
-    try:
-        reply = json.loads(b"".join(chunks))
-        if "error" in reply:
-            raise Unreachable(f"the agent on {path} says: {reply['error']}")
-        return reply["data"]
-    except (ValueError, KeyError, TypeError):
-        raise Unreachable(f"the answer on {path} is not a slash32 agent's") from None

@@ -86,8 +86,10 @@ class Reconciler:
         edge: Edge,
         clock: Callable[[], float],
         resync_s: float = 30.0,
+        on_report: Callable[[PassReport, PassReport], None] = lambda _before, _after: None,
     ) -> None:
         self._node = node
+        self._on_report = on_report
         self._edge = edge
         self._store = store
         self._fib = fib
@@ -468,16 +470,20 @@ class Reconciler:
                     reason=rejection.reason,
                 )
         self._repeats.retain(keys)
-        self.report = PassReport(
-            desired=wanted,
-            actual=actual,
-            links=links,
-            pods=pods,
-            failures=tuple(failures),
-            held=tuple(held),
-            finished_at_s=self._clock(),
-            passes=self.report.passes + 1,
+        before, self.report = (
+            self.report,
+            PassReport(
+                desired=wanted,
+                actual=actual,
+                links=links,
+                pods=pods,
+                failures=tuple(failures),
+                held=tuple(held),
+                finished_at_s=self._clock(),
+                passes=self.report.passes + 1,
+            ),
         )
+        self._on_report(before, self.report)
 
 
 def _out_of_sync(snapshot: Snapshot) -> Snapshot:

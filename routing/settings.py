@@ -96,6 +96,10 @@ class Settings:
     def cooldown_file(self) -> Path:
         return self.state_dir / "cooldown"
 
+    @property
+    def journal_file(self) -> Path:
+        return self.state_dir / "journal"
+
 
 HTTP_PORT = 9178
 """Where the agent's HTTP server is unless told otherwise; manifests/agent.yaml probes it."""

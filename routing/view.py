@@ -6,7 +6,7 @@ are stable; a key may be added, never renamed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Any
@@ -69,6 +69,8 @@ class Belief:
     store: str = ""
     ipam_problems: Sequence[str] = ()
     unusable: Sequence[RejectedRoute] = ()
+    stale: Collection[tuple[Address, Prefix]] = ()
+    """Paths believed although their session is gone, until it is back or the hold is over."""
 
 
 def peer_rows(belief: Belief) -> list[Row]:

@@ -7,20 +7,12 @@ from contextlib import contextmanager
 
 import click
 
-from routing.control import Unreachable
-from routing.datastore.snapshot import (
-    AlreadyExists,
-    Conflict,
-    InvalidResource,
-    NotFound,
-    StoreError,
-)
-from routing.settings import InvalidSettings
-
 HEALTHY = 0
 FINDINGS = 1
 USAGE = 2
 UNREACHABLE = 3
+PARTIAL = 4
+TIMEOUT = 5
 
 
 class Exit(click.ClickException):
@@ -42,9 +34,29 @@ def errors_as_exit_codes() -> Iterator[None]:
     """Turns our typed errors into exit codes; everything else is a bug and shows its traceback."""
     try:
         yield
-    except (InvalidResource, InvalidSettings) as error:
-        raise Exit(str(error), USAGE) from None
-    except (NotFound, AlreadyExists, Conflict) as error:
-        raise Exit(str(error), FINDINGS) from None
-    except (Unreachable, StoreError) as error:
-        raise Exit(str(error), UNREACHABLE) from None
+    except Exception as error:
+        code = _code_of(error)
+        if code is None:
+            raise
+        raise Exit(str(error), code) from None
+
+
+def _code_of(error: Exception) -> int | None:
+    # Imported when something failed: a command that succeeds must not load the store for it.
+    from routing.asking import Unreachable
+    from routing.datastore.snapshot import (
+        AlreadyExists,
+        Conflict,
+        InvalidResource,
+        NotFound,
+        StoreError,
+    )
+    from routing.settings import InvalidSettings
+
+    if isinstance(error, InvalidResource | InvalidSettings):
+        return USAGE
+    if isinstance(error, NotFound | AlreadyExists | Conflict):
+        return FINDINGS
+    if isinstance(error, Unreachable | StoreError):
+        return UNREACHABLE
+    return None

@@ -7,7 +7,7 @@ a guest on top of routing: an installation without it still has every other comm
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
+import os
 from collections.abc import Mapping
 
 import click
@@ -15,16 +15,25 @@ import click
 COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "agent": ("routing.cli.agent", "agent", "Run this node's routing agent."),
     "speaker": ("routing.cli.speaker", "speaker", "Run ExaBGP for this node's agent."),
-    "status": ("routing.cli.inspect", "status", "This node on one screen."),
+    "status": ("routing.cli.status", "status", "A node on one screen, or all nodes."),
     "peers": ("routing.cli.inspect", "peers", "BGP sessions."),
     "routes": ("routing.cli.inspect", "routes", "Routes: wanted, in the kernel, rejected."),
     "blocks": ("routing.cli.inspect", "blocks", "Address blocks and who owns them."),
     "pods": ("routing.cli.inspect", "pods", "Pods of this node and their addresses."),
+    "explain": ("routing.cli.explain", "explain", "Why a packet arrives, or at which step not."),
+    "ipam": ("routing.cli.ipam", "ipam", "Pools and their use, an audit, dead nodes' blocks."),
+    "history": ("routing.cli.history", "history", "What changed, when and why."),
+    "diff": ("routing.cli.history", "diff", "What is other than it was."),
+    "doctor": ("routing.cli.doctor", "doctor", "Is this machine fit, before and after installing."),
+    "diag": ("routing.cli.diag", "diag", "All that a ticket needs, without secrets."),
+    "evidence": ("routing.cli.evidence", "evidence", ""),
     "apply": ("routing.cli.resources", "apply", "Create or change resources from YAML."),
     "get": ("routing.cli.resources", "get", "Show resources."),
     "delete": ("routing.cli.resources", "delete", "Delete resources."),
     "node": ("routing.cli.node", "node", "Take a node out of service (drain), and back."),
     "cni": ("routing.cli.cni", "cni", "Install or remove the CNI plugin on this host."),
+    "version": ("routing.cli.about_itself", "version", "Versions of what runs here."),
+    "completion": ("routing.cli.about_itself", "completion", "A completion script for a shell."),
     "lab": ("lab.commands", "lab", "A whole cluster in network namespaces."),
 }
 
@@ -50,20 +59,39 @@ class LazyGroup(click.Group):
         """Lists the commands from the table above, without importing any."""
         del ctx
         with formatter.section("Commands"):
-            formatter.write_dl([(name, entry[2]) for name, entry in COMMANDS.items()])
+            formatter.write_dl([(name, entry[2]) for name, entry in COMMANDS.items() if entry[2]])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="slash32", message="%(prog)s %(version)s")
+@click.option(
+    "--version", "wants_version", is_flag=True, is_eager=True, expose_value=False,
+    callback=lambda context, _option, given: _print_version(context) if given else None,
+    help="Show the version and exit.",
+)  # fmt: skip
 def main() -> None:
     """slash32: a BGP-routed, pure layer-3 pod network.
 
-    Exit codes: 0 healthy, 1 findings, 2 usage, 3 agent or store unreachable.
+    Exit codes: 0 healthy, 1 findings, 2 usage, 3 agent or store unreachable, 4 partial answer,
+    5 timeout of a wait.
     """
+
+
+def _print_version(context: click.Context) -> None:
+    click.echo(f"slash32 {version()}")
+    context.exit()
+
+
+def kubectl_main() -> None:
+    """``kubectl slash32 ...`` (an executable kubectl-slash32 on PATH): other nodes are asked in
+    their agents' pods, unless --via says otherwise."""
+    os.environ.setdefault("SLASH32_VIA", "kubectl")
+    main(prog_name="kubectl slash32")
 
 
 def version() -> str:
     """The installed version, or 0+source when run from a checkout that is not installed."""
+    import importlib.metadata
+
     try:
         return importlib.metadata.version("slash32")
     except importlib.metadata.PackageNotFoundError:

@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from routing.cli.exits import FINDINGS, Exit, errors_as_exit_codes
-from routing.cli.inspect import DEFAULT_RUN_DIR
-from routing.cli.resources import store_option, with_store
+from routing.cli.fleet import DEFAULT_RUN_DIR
+from routing.cli.resources import with_store
+from routing.cli.resources_options import store_option
 from routing.control import Unreachable, ask
 from routing.datastore.snapshot import Conflict, Datastore, NodeResource
 from routing.drain import DrainPhase

@@ -16,6 +16,7 @@ import click
 
 from bgp.paths import SessionState
 from routing.cli.exits import USAGE, Exit, errors_as_exit_codes
+from routing.cli.resources_options import store_option
 from routing.cli.table import render
 from routing.datastore.documents import INPUT_MAX_BYTES, InvalidDocument, dump
 from routing.datastore.fields import Malformed, parse_cidr
@@ -42,18 +43,8 @@ from routing.datastore.snapshot import (
     SecretResource,
 )
 
-DEFAULT_STORE = "/var/lib/slash32/store.db"
-
 T = TypeVar("T")
-
-store_option = click.option(
-    "--store",
-    envvar="SLASH32_STORE",
-    default=DEFAULT_STORE,
-    show_default=True,
-    type=click.Path(),
-    help="The embedded store (also SLASH32_STORE).",
-)
+Store = LocalStore
 
 _HEADERS: Mapping[str, Sequence[str]] = {
     "IPPool": ("NAME", "CIDR", "BLOCKSIZE", "DISABLED", "SELECTOR"),

@@ -1,0 +1,106 @@
+"""The journal: every change with its reason, on this node's disk, bounded in size.
+
+Lines of JSON, appended after the pass that made the change; two files of at most ``max_bytes``
+each, the older one given up when the newer is full. It is for people: a journal that cannot be
+written is told once and costs nothing else. Pods come and go without a pass, so theirs are noted
+by the next one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from routing.changes import Entry, SessionMark, changes, marks_of
+from routing.report import PassReport
+from routing.routes import Address
+
+log = structlog.get_logger("routing.journal")
+
+MAX_BYTES = 4 << 20
+"""About 20,000 entries a file."""
+ENTRIES_AT_ONCE = 2000
+"""What one pass may write; a full table that comes at once is summed up beyond it."""
+
+
+class Journal:
+    """One agent's writer.
+
+    Args:
+        path: the newer file; the older has ``.1`` behind its name.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self, path: Path, *, clock: Callable[[], float], max_bytes: int = MAX_BYTES
+    ) -> None:
+        self._path = path
+        self._clock = clock
+        self._max_bytes = max_bytes
+        self._sessions: dict[Address, SessionMark] = {}
+        self._problem: str | None = None
+
+    def note(self, before: PassReport, after: PassReport, sessions: Mapping[Address, Any]) -> None:
+        """Writes what one pass changed. Never raises."""
+        marks = marks_of(sessions)
+        entries = list(changes(before, after, self._sessions, marks))
+        self._sessions = marks
+        if not entries:
+            return
+        if len(entries) > ENTRIES_AT_ONCE:
+            left_out = len(entries) - ENTRIES_AT_ONCE
+            entries = entries[:ENTRIES_AT_ONCE]
+            entries.append({"kind": "journal", "action": "left-out", "detail": str(left_out)})
+        now = round(self._clock(), 3)
+        try:
+            self._append([{"at": now, **entry} for entry in entries])
+            self._problem = None
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if reason != self._problem:
+                self._problem = reason
+                log.warning("journal_not_written", path=str(self._path), reason=reason)
+
+    def _append(self, entries: list[Entry]) -> None:
+        raw = "".join(f"{json.dumps(each, separators=(',', ':'))}\n" for each in entries).encode()
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(self._path, flags, 0o600)
+        try:
+            size = os.fstat(descriptor).st_size
+            os.write(descriptor, raw)
+        finally:
+            os.close(descriptor)
+        if size + len(raw) > self._max_bytes:
+            os.replace(self._path, _older(self._path))
+
+
+def _older(path: Path) -> Path:
+    return path.with_name(path.name + ".1")
+
+
+def read_journal(path: Path, *, since: float = 0.0) -> Iterator[Entry]:
+    """The entries from ``since`` (seconds since the epoch) on, oldest first.
+
+    A line that was cut short by a crash is left out.
+
+    Raises:
+        OSError: there is a journal and it cannot be read.
+    """
+    for each in (_older(path), path):
+        try:
+            file = each.open("rb")
+        except FileNotFoundError:
+            continue
+        with file:
+            for line in file:
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(entry, dict) and float(entry.get("at", 0)) >= since:
+                    yield entry
