@@ -5,6 +5,7 @@
 #   make chaos    the fault matrix: break it on purpose, with numbers; ROWS=R1,L (root)
 #   make bench-cni  ours beside ptp + host-local, in one run (root)
 #   make setup    Debian packages and .venv, without running anything
+#   make manifests  writes what is made: manifests/crds, install.yaml, docs/resources.md
 #   make clean    removes what the targets made inside the project
 #
 # PYTHON=...      the interpreter for .venv (3.11 or later; default: the first that fits)
@@ -60,8 +61,8 @@ bench-cni: setup-dev
 
 # ---- manifests -----------------------------------------------------------------------------------
 
-.PHONY: manifests
-# One file of what kustomization.yaml lists, for those who apply without kustomize.
-manifests:
-	@for part in $$(sed -n 's/^  - \(.*\.yaml\)$$/\1/p' manifests/kustomization.yaml); do \
-	    echo "---"; echo "# $$part"; cat "manifests/$$part"; done > manifests/install.yaml
+.PHONY: manifests docs
+# What is made from routing/schemas and manifests/kustomization.yaml: the custom resource definitions,
+# and all of it in one file, for those who apply without kustomize.
+manifests docs: setup
+	$(VENV)/bin/python -m routing.schemas

@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "cni": ("routing.cli.cni", "cni", "Install or remove the CNI plugin on this host."),
     "version": ("routing.cli.about_itself", "version", "Versions of what runs here."),
     "completion": ("routing.cli.about_itself", "completion", "A completion script for a shell."),
+    "migrate": ("routing.cli.migrate", "migrate", "Translate another network's resources."),
     "lab": ("lab.commands", "lab", "A whole cluster in network namespaces."),
 }
 

@@ -333,7 +333,7 @@ def parse_selector(value: object) -> str:
 
 def host_range(prefix: Prefix) -> str:
     """What the range is reserved for when pods may not have addresses of it, or ""."""
-    for reserved, purpose in _RESERVED:
+    for reserved, purpose in RESERVED:
         if isinstance(prefix, IPv4Network) == isinstance(reserved, IPv4Network) and (
             prefix.overlaps(reserved)
         ):
@@ -341,7 +341,7 @@ def host_range(prefix: Prefix) -> str:
     return ""
 
 
-_RESERVED: tuple[tuple[Prefix, str], ...] = tuple(
+RESERVED: tuple[tuple[Prefix, str], ...] = tuple(
     (ip_network(text), purpose)
     for text, purpose in (
         ("0.0.0.0/8", "this network"),

@@ -14,6 +14,7 @@ DEFAULT_BLOCK_SIZES = {4: DEFAULT_BLOCK_SIZE_V4, 6: DEFAULT_BLOCK_SIZE_V6}
 ASSIGNMENT_MODES = ("Automatic", "Manual")
 USES = ("Workload", "Tunnel")
 """allowedUses that may be said. Tunnel says nothing here, and Calico writes it into every pool."""
+USES_MAX = 10
 
 NO_ENCAPSULATION = "must be Never: slash32 routes pods' packets as they are, unencapsulated"
 NO_NAT = "must be false: slash32 translates no addresses"
@@ -53,7 +54,7 @@ def _selector(spec: Fields, key: str) -> str:
 
 
 def _check_uses(spec: Fields) -> None:
-    uses = spec.items("allowedUses", at_most=10)
+    uses = spec.items("allowedUses", at_most=USES_MAX)
     for key, use in uses:
         if use == "LoadBalancer":
             raise spec.error(key, use, NO_LOAD_BALANCER)
