@@ -31,7 +31,6 @@ from routing.schemas.parts import (
     asn,
     choice,
     cidr,
-    conditions,
     integer,
     listed,
     mapping,
@@ -195,5 +194,3 @@ SPEC: Schema = mapping(
         "importV6": _rules("For IPv6 routes that we learn.", 6, is_export=False),
     },
 )
-
-STATUS: Schema = mapping("What the controller found.", {"conditions": conditions()})

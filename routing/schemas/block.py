@@ -10,8 +10,6 @@ from routing.schemas.parts import (
     Schema,
     choice,
     cidr,
-    conditions,
-    count,
     mapping,
     name,
     rule,
@@ -39,14 +37,6 @@ SPEC: Schema = mapping(
         ),
     },
     required=["cidr", "pool", "affinity", "state"],
-)
-
-STATUS: Schema = mapping(
-    "What the node's agent counted.",
-    {
-        "used": count("Addresses that pods have now."),
-        "conditions": conditions(),
-    },
 )
 
 ROOT_RULES = (

@@ -30,7 +30,6 @@ from routing.schemas.parts import (
     Schema,
     asn,
     cidr,
-    conditions,
     flag,
     integer,
     listed,
@@ -137,7 +136,5 @@ SPEC: Schema = mapping(
         **{key: only(allowed, why) for key, (allowed, why) in ONLY.items()},
     },
 ) | {"default": {}}
-
-STATUS: Schema = mapping("What the controller found.", {"conditions": conditions()})
 
 ROOT_RULES = (rule(f"self.metadata.name == '{NAME}'", f"the name must be {NAME}"),)

@@ -30,14 +30,14 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """One kind. ``spec`` None: it has a status alone."""
+    """One kind. ``spec`` None: it has a status alone; ``status`` None: nothing is reported."""
 
     kind: str
     plural: str
     short_names: tuple[str, ...]
     description: str
     columns: tuple[Column, ...]
-    status: Schema
+    status: Schema | None = None
     spec: Schema | None = None
     is_spec_required: bool = True
     root_rules: Sequence[Schema] = ()
@@ -72,8 +72,7 @@ DEFINITIONS = (
         columns=(
             Column("CIDR", ".spec.cidr", "The range."),
             Column("BlockSize", ".status.blockSize", "Prefix length of blocks.", type="integer"),
-            Column("Used", ".status.used", "Addresses that pods have.", type="integer"),
-            Column("Free", ".status.free", "Addresses left.", type="integer"),
+            Column("Blocks", ".status.blocks", "Blocks that nodes claimed.", type="integer"),
             *_ready(),
             Column("Nodes", ".spec.nodeSelector", "Nodes that claim here.", is_wide=True),
             _AGE,
@@ -88,12 +87,10 @@ DEFINITIONS = (
             "them alone."
         ),
         spec=block.SPEC,
-        status=block.STATUS,
         root_rules=block.ROOT_RULES,
         columns=(
             Column("CIDR", ".spec.cidr", "The range."),
             Column("Node", ".spec.affinity", "Who has it."),
-            Column("Used", ".status.used", "Addresses that pods have.", type="integer"),
             Column("State", ".spec.state", "pending, confirmed or pendingDeletion."),
             Column("Pool", ".spec.pool", "The IPPool it is from.", is_wide=True),
             _AGE,
@@ -124,7 +121,6 @@ DEFINITIONS = (
         description="Which routes a peer may give us, and which we give it. As in Calico v3.",
         spec=bgpfilter.SPEC,
         is_spec_required=False,
-        status=bgpfilter.STATUS,
         columns=(_AGE,),
     ),
     Definition(
@@ -137,7 +133,6 @@ DEFINITIONS = (
         ),
         spec=configuration.SPEC,
         is_spec_required=False,
-        status=configuration.STATUS,
         root_rules=configuration.ROOT_RULES,
         columns=(
             Column("ASN", ".spec.asNumber", "The cluster's AS number."),
@@ -156,6 +151,8 @@ DEFINITIONS = (
             Column("Peers", ".status.established", "Sessions up, of all."),
             Column("Kernel", _condition("FIBInSync"), "Whether the kernel has all routes."),
             Column("Blocks", ".status.routes.block", "Blocks of the node.", type="integer"),
+            Column("Used", ".status.addresses.used", "Addresses of pods.", type="integer"),
+            Column("Free", ".status.addresses.free", "Addresses left.", type="integer"),
             Column("Version", ".status.version", "The agent's version."),
             Column("Pods", ".status.routes.pod", "Pods' routes.", type="integer", is_wide=True),
             Column("Seen", ".status.observedAt", "When it last looked.", type="date", is_wide=True),
@@ -191,7 +188,7 @@ def document(definition: Definition) -> dict[str, Any]:
                     "name": VERSION,
                     "served": True,
                     "storage": True,
-                    "subresources": {"status": {}},
+                    **({} if definition.status is None else {"subresources": {"status": {}}}),
                     "additionalPrinterColumns": [_column(each) for each in definition.columns],
                     "schema": {"openAPIV3Schema": root_schema(definition)},
                 }
@@ -219,7 +216,8 @@ def root_schema(definition: Definition) -> Schema:
     }
     if definition.spec is not None:
         properties["spec"] = definition.spec
-    properties["status"] = definition.status
+    if definition.status is not None:
+        properties["status"] = definition.status
     schema: Schema = {
         "description": definition.description,
         "type": "object",

@@ -39,6 +39,8 @@ ASN_MAX_CHARACTERS = 11
 ANY_MAX_CHARACTERS = 1024
 """Of a text that is refused whatever it says."""
 
+FLOAT_EXACT_MAX = 2**53
+
 IS_NETWORK = "isCIDR(self) && cidr(self) == cidr(self).masked()"
 NOT_A_NETWORK = (
     "must be a network such as 10.244.0.0/16 or fd00:10:244::/64, without host bits and not "
@@ -102,8 +104,11 @@ def integer(description: str, *, low: int, high: int, default: int | None = None
         "type": "integer",
         "format": "int64",
         "minimum": low,
-        "maximum": high,
     }
+    # The API server keeps bounds as floating point, where 2**63 - 1 is 2**63: a bound that no
+    # int64 has, and every value is refused. The format says it already.
+    if high <= FLOAT_EXACT_MAX:
+        schema["maximum"] = high
     return schema if default is None else schema | {"default": default}
 
 

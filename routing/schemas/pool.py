@@ -143,12 +143,10 @@ SPEC: Schema = ruled(
 )
 
 STATUS: Schema = mapping(
-    "What the agents and the controller found.",
+    "What the controller found.",
     {
         "blockSize": count("The block size in force, also where the spec leaves it to us."),
         "blocks": count("Blocks that nodes have claimed."),
-        "used": count("Addresses that pods have now."),
-        "free": count("Addresses that could still be given out."),
         "conditions": conditions(),
     },
 )

@@ -119,7 +119,7 @@ def _meaning(node: Document, *, is_required: bool) -> str:
         parts.append("Required.")
     if "enum" in node:
         parts.append(f"One of {', '.join(f'`{each}`' for each in node['enum'])}.")
-    if "minimum" in node and node.get("maximum") != 2**63 - 1:
+    if "minimum" in node and "maximum" in node:
         parts.append(f"From {node['minimum']} to {node['maximum']}.")
     if "maxItems" in node and node["maxItems"] > 0:
         least = f"{node['minItems']} to " if node.get("minItems") else "at most "

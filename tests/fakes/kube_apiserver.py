@@ -49,13 +49,26 @@ class KubeApiServer:
         self.url = url
         self.kubeconfig = kubeconfig
 
-    def request(self, method: str, path: str, body: Any = None) -> Any:
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        token: str = TOKEN,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+    ) -> Any:
         """One request, past the client that is under test. Raises urllib.error.HTTPError."""
         request = urllib.request.Request(  # noqa: S310
             f"{self.url}{path}",
             method=method,
             data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"},
+            headers={
+                "Authorization": f"Bearer {token}",
+                "Content-Type": content_type,
+                "Accept": accept,
+            },
         )
         context = ssl._create_unverified_context()  # noqa: S323 - a certificate of its own making
         with urllib.request.urlopen(request, context=context, timeout=30) as answer:  # noqa: S310
@@ -120,6 +133,7 @@ def running(directory: Path, work: Path) -> Iterator[KubeApiServer]:
             f"--service-account-signing-key-file={key}",
             "--disable-admission-plugins=ServiceAccount",
             "--authorization-mode=RBAC",
+            "--allow-privileged=true",  # as on every cluster with a network of pods
             f"--token-auth-file={tokens}",
         ],
     }
@@ -137,8 +151,9 @@ def running(directory: Path, work: Path) -> Iterator[KubeApiServer]:
         _until(lambda: server.request("GET", "/api/v1/namespaces/default") is not None)
         yield server
     finally:
+        # Not asked: an API server says a long goodbye to who watches, and nothing is to be kept.
         for process in reversed(processes):
-            process.terminate()
+            process.kill()
         for process in processes:
             process.wait(30)
 

@@ -71,6 +71,8 @@ def _plain(schema: Any) -> Any:
     }
     if isinstance(schema.get("properties"), dict):
         plain["properties"] = {k: _plain(v) for k, v in schema["properties"].items()}
+    if schema.get("format") == "int64":
+        plain.setdefault("maximum", 2**63 - 1)
     if schema.get("x-kubernetes-int-or-string"):
         plain["type"] = ["integer", "string"]
     if isinstance(plain.get("pattern"), str):
