@@ -20,6 +20,7 @@ import errno
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 from socket import AF_INET, AF_INET6, AF_UNSPEC
 from typing import Protocol, TypeVar
@@ -162,6 +163,7 @@ class KernelFib:
             )
             self._stack = stack.pop_all()
         self._entries_last_read = 0
+        self._parsed_links: dict[bytes, LinkState] = {}
         self._parsed: tuple[dict[bytes, Route], dict[int, str]] = ({}, {})
         self._reading_loop: asyncio.AbstractEventLoop | None = None
         self._pending: set[str] = set()
@@ -204,7 +206,7 @@ class KernelFib:
         Raises:
             NetlinkError: the kernel gave no consistent table.
         """
-        return await self._run(_read_links, self._entries_last_read > INLINE_ROUTES)
+        return await self._run(self._read_links, self._entries_last_read > INLINE_ROUTES)
 
     async def source_for(self, destination: Address) -> Address | None:
         """The kernel's choice of source towards ``destination``; None when it is unroutable."""
@@ -377,6 +379,24 @@ class KernelFib:
         self._parsed = seen, {index: name for index, name in names.items() if name in used}
         return {route.key: route for route in seen.values()}
 
+    def _read_links(self, socket: NetlinkSocket) -> dict[str, LinkState]:
+        """As with routes, a link that is described as last time is not parsed again."""
+        addresses = _read_addresses(socket)
+        request = nl.IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0)
+        request += nl.attribute_u32(nl.IFLA_EXT_MASK, nl.RTEXT_FILTER_SKIP_STATS)
+        parsed = self._parsed_links
+        seen = {
+            body: parsed.get(body) or _parse_link(body)
+            for body in socket.dump(nl.RTM_GETLINK, request)
+        }
+        self._parsed_links = seen
+        return {
+            link.ifname: replace(link, addresses=tuple(own))
+            if (own := addresses.get(link.ifindex))
+            else link
+            for link in seen.values()
+        }
+
     async def _run(self, work: Callable[[NetlinkSocket], T], is_big: bool) -> T:
         if is_big:
             return await asyncio.to_thread(work, self._bulk_socket)
@@ -523,7 +543,7 @@ def _look_up(socket: NetlinkSocket, destination: Address, *, flags: int) -> byte
     return answer if answer[7] in (nl.RTN_UNICAST, nl.RTN_LOCAL) else None
 
 
-def _read_links(socket: NetlinkSocket) -> dict[str, LinkState]:
+def _read_addresses(socket: NetlinkSocket) -> dict[int, list[Interface]]:
     addresses: dict[int, list[Interface]] = {}
     for body in socket.dump(nl.RTM_GETADDR, nl.IFADDRMSG.pack(AF_UNSPEC, 0, 0, 0, 0)):
         _family, length, _flags, _scope, ifindex = nl.IFADDRMSG.unpack_from(body)
@@ -533,18 +553,16 @@ def _read_links(socket: NetlinkSocket) -> dict[str, LinkState]:
         if packed:
             own = ip_interface(f"{ip_address(packed)}/{length}")
             addresses.setdefault(ifindex, []).append(own)
-    request = nl.IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0)
-    request += nl.attribute_u32(nl.IFLA_EXT_MASK, nl.RTEXT_FILTER_SKIP_STATS)
-    links: dict[str, LinkState] = {}
-    for body in socket.dump(nl.RTM_GETLINK, request):
-        _family, _type, ifindex, flags, _change = nl.IFINFOMSG.unpack_from(body)
-        parts = nl.attributes(body, nl.IFINFOMSG.size, wanted=_LINK_WANTED)
-        ifname = nl.text(parts[nl.IFLA_IFNAME])
-        links[ifname] = LinkState(
-            ifname=ifname,
-            ifindex=ifindex,
-            is_up=bool(flags & nl.IFF_UP and flags & nl.IFF_LOWER_UP),
-            mtu_bytes=nl.u32(parts[nl.IFLA_MTU]),
-            addresses=tuple(addresses.get(ifindex, ())),
-        )
-    return links
+    return addresses
+
+
+def _parse_link(body: bytes) -> LinkState:
+    """One RTM_NEWLINK body, without its addresses."""
+    _family, _type, ifindex, flags, _change = nl.IFINFOMSG.unpack_from(body)
+    parts = nl.attributes(body, nl.IFINFOMSG.size, wanted=_LINK_WANTED)
+    return LinkState(
+        ifname=nl.text(parts[nl.IFLA_IFNAME]),
+        ifindex=ifindex,
+        is_up=bool(flags & nl.IFF_UP and flags & nl.IFF_LOWER_UP),
+        mtu_bytes=nl.u32(parts[nl.IFLA_MTU]),
+    )

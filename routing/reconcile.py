@@ -47,6 +47,7 @@ log = structlog.get_logger("routing.reconcile")
 BACKOFF_FIRST_S = 0.2
 BACKOFF_MAX_S = 10.0
 REPAIRS_AT_ONCE = 20
+READ_INLINE_MAX = 100
 COALESCE_S = 0.005
 """How long a pass waits after the first kick, so that a burst of events is one pass."""
 
@@ -107,6 +108,7 @@ class Reconciler:
         self._announcer = Announcer(speaker)
         self._host_routes = HostRoutes(fib, lambda: self.report.actual)
         self._repair_due = True
+        self._sound: dict[str, ObservedLink] = {}
         self._resync_due_s = clock() + resync_s
         self._repeats = RepeatFilter()
         self._pass_done = asyncio.Condition()
@@ -199,7 +201,7 @@ class Reconciler:
             self._host_routes.ensured.clear()
             actual = await self._fib.read()
             links = await self._fib.links()
-            pods = tuple(self._pod_links.read())
+            pods = await self._read_pods()
         except Exception as error:
             # Without a read-back nothing may be concluded, let alone deleted.
             log.exception("kernel_read_failed", error=str(error))
@@ -215,7 +217,7 @@ class Reconciler:
         is_resync = self._clock() >= self._resync_due_s
         if self._repair_due or is_resync:
             self._repair_due = False
-            await self._repair_links(pods, failures)
+            await self._repair_links(pods, failures, all_of_them=is_resync)
         if is_resync:
             self._resync_due_s = self._clock() + self._resync_s
             await self._release_empty_blocks(failures)
@@ -260,11 +262,17 @@ class Reconciler:
         """
         actual = await self._fib.read()
         links = await self._fib.links()
-        pods = tuple(self._pod_links.read())
+        pods = await self._read_pods()
         wanted = desired(await self._inputs(pods, links))
         return replace(self.report, desired=wanted, actual=actual, links=links, pods=pods)
 
     # -- reading ---------------------------------------------------------------------------
+
+    async def _read_pods(self) -> tuple[ObservedLink, ...]:
+        if len(self.report.pods) <= READ_INLINE_MAX:
+            return tuple(self._pod_links.read())
+        # A thousand take 10 ms, most of it inside the kernel: no ADD shall wait for that.
+        return tuple(await asyncio.to_thread(self._pod_links.read))
 
     async def _read_store(self, failures: list[Failure[str]]) -> None:
         try:
@@ -418,9 +426,17 @@ class Reconciler:
     # -- the rest --------------------------------------------------------------------------
 
     async def _repair_links(
-        self, pods: tuple[ObservedLink, ...], failures: list[Failure[str]]
+        self, pods: tuple[ObservedLink, ...], failures: list[Failure[str]], *, all_of_them: bool
     ) -> None:
-        for number, pod in enumerate(pods):
+        """At a resync every link; else those that the kernel describes otherwise than when they
+        were found sound, which it does not do for the IPv6 gateway's address and proxy_delay."""
+        sound, self._sound = self._sound, {}
+        number = 0
+        for pod in pods:
+            if not all_of_them and sound.get(pod.ifname) is pod:
+                self._sound[pod.ifname] = pod
+                continue
+            number += 1
             if number % REPAIRS_AT_ONCE == 0:
                 # A thousand links take 55 ms; no ADD shall wait for all of them.
                 await asyncio.sleep(0)
@@ -431,9 +447,12 @@ class Reconciler:
                 pod=pod.record.pod,
             )
             try:
-                for mended in self._pod_links.repair(link):
-                    log.warning("pod_link_repaired", link=pod.ifname, what=mended)
+                mended = self._pod_links.repair(link)
+                for what in mended:
+                    log.warning("pod_link_repaired", link=pod.ifname, what=what)
                     self._kicked.set()
+                if not mended:
+                    self._sound[pod.ifname] = pod
             except Exception as error:
                 failures.append(Failure(f"link {pod.ifname}", "repair", str(error)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 Address = IPv4Address | IPv6Address
@@ -66,12 +67,13 @@ class Route:
         return not self.next_hops
 
 
+@lru_cache(maxsize=4096)
 def host_prefix(address: Address) -> Prefix:
-    """The /32 or /128 of one address."""
-    # Not ip_network: parsing text costs four times as much, and every ADD comes here.
+    """The /32 or /128 of one address. Every pass asks for every pod's again."""
+    # Of the number: of the address it would be made by way of text, at three times the cost.
     if isinstance(address, IPv4Address):
-        return IPv4Network((address, 32))
-    return IPv6Network((address, 128))
+        return IPv4Network((int(address), 32))
+    return IPv6Network((int(address), 128))
 
 
 def next_hops_text(route: Route) -> str:

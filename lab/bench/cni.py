@@ -193,7 +193,7 @@ class Bench:
 def measure(options: argparse.Namespace, directory: Path) -> list[Row]:
     """The whole run, inside the benchmark's own namespaces."""
     progress = Progress()
-    os.setpriority(os.PRIO_PROCESS, 0, NICE)
+    stage.go_first(NICE)
     stage.make_nodes()
     program = stage.compile_driver(directory)
     rows: list[Row] = []

@@ -23,6 +23,8 @@ from cni.netlink import NetlinkSocket
 from cni.netns import Sysctls, inside, own_netns
 from cni.podlink import PodLink, decode_alias
 from cni.wiring import (
+    FIRST_IFINDEX,
+    POD_IFINDEX,
     KernelWiring,
     LinkExists,
     NamespaceGone,
@@ -649,3 +651,52 @@ def test_no_namespace_of_these_tests_is_left(fabric):
     name = fabric.namespace("brief").name
     fabric.__exit__()
     assert name not in run("ip", "netns", "list")
+
+
+def test_a_link_that_is_described_as_before_is_the_same_object_again(host, pod, fabric, wiring):
+    """And whatever changes on it makes it another."""
+    link, other = pod_link(), pod_link(V4_OTHER, container="c2")
+    wiring.create(link, pod.fd)
+    wiring.create(other, fabric.namespace("other").fd)
+    wiring.configure_pod(link, pod.fd)
+    before = {each.ifname: each for each in wiring.read()}
+    after = {each.ifname: each for each in wiring.read()}
+    assert after == before
+    assert all(after[name] is before[name] for name in before)
+    host.sysctl(f"ipv4/conf/{link.host_ifname}/rp_filter", "0")
+    again = {each.ifname: each for each in wiring.read()}
+    assert again[link.host_ifname] is not before[link.host_ifname]
+    assert again[other.host_ifname] is before[other.host_ifname]
+
+
+def test_a_second_link_in_one_pod_gets_an_index_of_the_kernels_choice(pod, wiring):
+    """Ours is taken by the first; both pod ends are found and configured."""
+    first, second = pod_link(), pod_link(V4_OTHER, container="c2", ifname="eth1")
+    wiring.create(first, pod.fd)
+    wiring.configure_pod(first, pod.fd)
+    indexes = {each["ifname"]: each["ifindex"] for each in pod.ip_json("link show")}
+    assert indexes["eth0"] == POD_IFINDEX
+    ifindex = wiring.create(second, pod.fd)
+    assert ifindex > 0
+    pod.ip("route del default")
+    pod.ip("route del 169.254.1.1")
+    mac = wiring.configure_pod(second, pod.fd)
+    (eth1,) = pod.ip_json("addr show eth1")
+    assert eth1["address"] == mac
+    assert [each["local"] for each in eth1["addr_info"] if each["family"] == "inet"] == [
+        str(V4_OTHER)
+    ]
+
+
+def test_host_ends_are_numbered_on_after_a_restart(host, pod, fabric, wiring):
+    """A new agent does not run into the indexes of the old one's links."""
+    indexes = [wiring.create(pod_link(), pod.fd)]
+    late = KernelWiring(netns_fd=host.fd)
+    try:
+        indexes.append(late.create(pod_link(V4_OTHER, container="c2"), fabric.namespace("late").fd))
+        indexes.append(wiring.create(pod_link(container="c3"), fabric.namespace("third").fd))
+    finally:
+        late.close()
+    assert indexes[0] >= FIRST_IFINDEX
+    assert indexes[1] == indexes[0] + 1
+    assert len(set(indexes)) == 3
