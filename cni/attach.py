@@ -511,7 +511,10 @@ class Attacher:
         name = attachment.host_ifname
         try:
             with self._departures.expect(name) as gone:
-                self._removers.submit(self._departures.settle, gone, self._wiring.remove, name)
+                # In the loop's next turn, when this has come to wait: a thread that begins while
+                # we still run takes turns with us at the interpreter's lock.
+                work = partial(self._departures.settle, gone, self._wiring.remove, name)
+                asyncio.get_running_loop().call_soon(self._removers.submit, work)
                 return await gone
         except LinkExists as error:
             # A foreign link of that name: there is none of ours, and a DEL of nothing succeeds.

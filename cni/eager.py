@@ -84,7 +84,8 @@ async def _others(coroutine: Coroutine[Any, Any, T], waits_for: Any) -> T:
 def _resumed(coroutine: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
     value: Any = None
     raised = waits_for if isinstance(waits_for, BaseException) else None
-    is_first = raised is None
+    # None waits for nothing but the loop's next turn, and that has come.
+    is_first = raised is None and waits_for is not None
     while True:
         if is_first:
             is_first = False

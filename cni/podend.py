@@ -19,7 +19,7 @@ from cni.hostend import GEN_MODE_NONE, IPV6_MIN_MTU_BYTES, HostEnd, set_up
 from cni.netlink import Request, attribute, attribute_u32, nested
 from cni.podlink import GATEWAY_V4, GATEWAY_V6, PodLink
 
-LOOPBACK_IFINDEX = 1
+LOOPBACK_UP = set_up(1)
 
 _CREATE = nl.NLM_F_CREATE | nl.NLM_F_EXCL
 _Network = IPv4Network | IPv6Network
@@ -69,7 +69,10 @@ def wanted_sysctls(link: PodLink) -> dict[str, str]:
 
 
 def pod_requests(link: PodLink, ifindex: int, *, has_ipv6: bool) -> list[Request]:
-    """Configures the pod end, in order. Repeating it answers EEXIST for what is there."""
+    """Configures the pod end, in order; loopback is not among it (``LOOPBACK_UP``).
+
+    Repeating it answers EEXIST for what is there.
+    """
     is_mute = link.ipv6 is None and has_ipv6 and link.mtu_bytes >= IPV6_MIN_MTU_BYTES
     return [
         *_raised(ifindex, is_mute),
@@ -80,7 +83,7 @@ def pod_requests(link: PodLink, ifindex: int, *, has_ipv6: bool) -> list[Request
 
 @lru_cache(maxsize=64)
 def _raised(ifindex: int, is_mute: bool) -> tuple[Request, ...]:
-    up = (set_up(ifindex), set_up(LOOPBACK_IFINDEX))
+    up = (set_up(ifindex),)
     if not is_mute:
         return up
     # Nothing to speak IPv6 with: spares the pod a link-local address, its DAD and MLD.

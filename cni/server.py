@@ -289,8 +289,11 @@ class CniServer:
         reply = await self._reply(connection, refusal)
         try:
             await self._write(connection.sock, reply)
-            if refusal is not None:
-                # It may still be sending: closing then would take the answer from it.
+            # Now, and not when this has ended: the launcher waits for the end of file. A client
+            # that is refused may still be sending, and a close would take the answer from it.
+            if refusal is None:
+                self._close(connection)
+            else:
                 connection.sock.shutdown(socket.SHUT_WR)
         except OSError as error:
             # The client went away or does not read (TimeoutError is an OSError); the verb stands.

@@ -22,9 +22,10 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from socket import AF_INET, AF_INET6, AF_UNSPEC
 
 from cni import hostend, podend
@@ -91,12 +92,20 @@ class KernelWiring:
     Args:
         netns_fd: the host's namespace; None is the calling thread's. Not kept, the caller may
             close it.
+        later: runs what no runtime need wait for (the pod's loopback), soon and in the same
+            thread; None does it at once.
 
     Raises:
         OSError: no netlink socket can be had.
     """
 
-    def __init__(self, *, netns_fd: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        netns_fd: int | None = None,
+        later: Callable[[Callable[[], None]], object] | None = None,
+    ) -> None:
+        self._later = later
         self._unreadable: frozenset[int] = frozenset()
         self._observed: dict[bytes, ObservedLink] = {}
         """What ``read`` returned last, by the kernel's message."""
@@ -185,9 +194,14 @@ class KernelWiring:
             WiringError: the pod end is missing, or something in the pod is in the way.
         """
         born = self._born.pop(link.host_ifname, None)
-        with self._inside_pod(link, netns_fd, is_known=born is not None) as socket:
+        later = self._later if born is not None else None
+        with self._inside_pod(
+            link, netns_fd, is_known=born is not None, stays_open=later is not None
+        ) as socket:
             ifindex, mac = born or self._find_pod_end(socket, link.attachment.ifname)
             requests = podend.pod_requests(link, ifindex, has_ipv6=self._sysctls.has_ipv6)
+            if later is None:
+                requests.insert(0, podend.LOOPBACK_UP)
             refusals = [refusal for refusal in socket.execute(requests) if refusal is not None]
             for refusal in refusals:
                 if refusal.errno != errno.EEXIST:
@@ -197,6 +211,8 @@ class KernelWiring:
                 differences = self._pod_differences(socket, link, None, netns_fd)
                 if differences:
                     raise WiringError("; ".join(differences))
+            if later is not None:
+                later(partial(_raise_loopback, socket, link.host_ifname))
             return mac
 
     def remove(self, host_ifname: str) -> bool:
@@ -499,11 +515,19 @@ class KernelWiring:
 
     @contextmanager
     def _inside_pod(
-        self, link: PodLink, netns_fd: int, *, write: bool = True, is_known: bool = False
+        self,
+        link: PodLink,
+        netns_fd: int,
+        *,
+        write: bool = True,
+        is_known: bool = False,
+        stays_open: bool = False,
     ) -> Iterator[NetlinkSocket]:
         """A socket in the pod's namespace; its sysctls are written on the way, with ``write``.
 
-        ``is_known``: ``create`` has just found the descriptor good.
+        Args:
+            is_known: ``create`` has just found the descriptor good.
+            stays_open: where the block ends well, the socket is somebody else's to close.
         """
         if not is_known:
             self._refuse_bad_namespace(netns_fd)
@@ -517,7 +541,10 @@ class KernelWiring:
                     self._allow_ipv6(link, socket)
             try:
                 yield socket
-            finally:
+            except BaseException:
+                socket.close()
+                raise
+            if not stays_open:
                 socket.close()
 
     @staticmethod
@@ -529,6 +556,14 @@ class KernelWiring:
         except BaseException:
             socket.close()
             raise
+
+
+def _raise_loopback(socket: NetlinkSocket, host_ifname: str) -> None:
+    """The runtime's job; whoever forgot it has a pod that cannot reach itself."""
+    with socket:
+        refusal = socket.execute([podend.LOOPBACK_UP])[0]
+    if refusal is not None:
+        log.warning("loopback_not_raised link=%s error=%s", host_ifname, refusal)
 
 
 _OBSERVED = frozenset({nl.IFLA_IFNAME, nl.IFLA_MTU, nl.IFLA_IFALIAS})

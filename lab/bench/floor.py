@@ -131,6 +131,7 @@ class Floor:
             send(self._host, packed([pair]), answers=1, clock=clock)
             self._host_half(link, ifindex, clock)
             requests = podend.pod_requests(link, POD_IFINDEX, has_ipv6=self._sysctls.has_ipv6)
+            requests.append(podend.LOOPBACK_UP)
             send(pod, packed(requests), answers=len(requests), clock=clock)
         finally:
             clock.go()

@@ -230,6 +230,29 @@ def test_loopback_is_brought_up_in_the_pod(pod, wiring):
     assert "UP" in pod.ip_json("link show lo")[0]["flags"]
 
 
+def test_loopback_can_wait_until_after_the_answer(host, pod):
+    """Then it is up, and the socket that did it is closed; a repeat does it at once."""
+    work: list[Any] = []
+    pod.ip("link set lo down")
+    wiring = KernelWiring(netns_fd=host.fd, later=work.append)
+    try:
+        link = pod_link()
+        wiring.create(link, pod.fd)
+        descriptors = len(os.listdir("/proc/self/fd"))
+        wiring.configure_pod(link, pod.fd)
+        assert wiring.check(link, pod.fd) == []
+        assert "UP" not in pod.ip_json("link show lo")[0]["flags"]
+        (rest,) = work
+        rest()
+        assert "UP" in pod.ip_json("link show lo")[0]["flags"]
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+        pod.ip("link set lo down")
+        wiring.configure_pod(link, pod.fd)
+        assert "UP" in pod.ip_json("link show lo")[0]["flags"]
+    finally:
+        wiring.close()
+
+
 def test_the_driver_works_where_it_was_made_whatever_thread_calls(host, pod):
     """Made by a thread inside the host's namespace, used by one outside."""
     wiring = in_netns(host, KernelWiring)

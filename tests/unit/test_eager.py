@@ -69,6 +69,7 @@ async def test_an_error_is_the_tasks_and_the_end_is_told():
     assert task is not None
     with pytest.raises(KeyError, match="broken"):
         await task
+    await asyncio.sleep(0)  # a task's end is told in the loop's next turn
     assert seen == ["end"]
 
 
