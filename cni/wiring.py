@@ -211,9 +211,20 @@ class KernelWiring:
                 differences = self._pod_differences(socket, link, None, netns_fd)
                 if differences:
                     raise WiringError("; ".join(differences))
+            self._wait_for_carrier(link)
             if later is not None:
                 later(partial(_raise_loopback, socket, link.host_ifname))
             return mac
+
+    def _wait_for_carrier(self, link: PodLink) -> None:
+        """Returns when the host end can send.
+
+        It was UP before the pod end was, and got its carrier just now. The kernel gives it a queue
+        only when a worker of its own comes round to it, and until then throws away what it sends:
+        the gateway's answer to the pod's first ARP request, which is repeated after a second. It
+        catches up on that before it describes the link to anybody (rtnl_getlink, Linux 6.8).
+        """
+        self._socket.get(nl.RTM_GETLINK, hostend.get_link(link.host_ifname))
 
     def remove(self, host_ifname: str) -> bool:
         """Removes a link of ours; True once it is gone, False when there was none.

@@ -133,6 +133,13 @@ class Floor:
             requests = podend.pod_requests(link, POD_IFINDEX, has_ipv6=self._sysctls.has_ipv6)
             requests.append(podend.LOOPBACK_UP)
             send(pod, packed(requests), answers=len(requests), clock=clock)
+            clock.go()
+            self._host.send(
+                packed([Request(nl.RTM_GETLINK, 0, hostend.get_link(link.host_ifname))])
+            )
+            self._host.recv(65536)
+            clock.halt()
+            self._host.recv(65536)  # the acknowledgement, which the agent does not ask for
         finally:
             clock.go()
             pod.close()

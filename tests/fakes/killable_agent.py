@@ -122,9 +122,10 @@ class Steps:
             os.kill(os.getpid(), signal.SIGKILL)
         if moment == "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
-        self._refuses = self._refuses or moment == "refuse on"
+        # What comes after the answer is refused alone: no end of the verb would end the refusing.
+        self._refuses = self._refuses or (moment == "refuse on" and self._active > 0)
         try:
-            yield "refuse" if self._refuses or moment == "refuse" else moment
+            yield "refuse" if self._refuses or moment.startswith("refuse") else moment
         finally:
             if moment == "after":
                 os.kill(os.getpid(), signal.SIGKILL)
