@@ -12,6 +12,9 @@ import time
 
 import structlog
 
+SECRET_WORDS = ("password", "secret", "token", "stdin", "environ")
+"""A key with one of these in its name has a value that is nobody's business."""
+
 
 def configure_logging(*, level: str, style: str) -> None:
     """Sets up structlog and the standard library's logging to write one stream on stderr.
@@ -27,6 +30,7 @@ def configure_logging(*, level: str, style: str) -> None:
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     shared: list[structlog.typing.Processor] = [
+        hide_secrets,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
@@ -48,6 +52,19 @@ def configure_logging(*, level: str, style: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(number)
+
+
+def hide_secrets(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Stars for what must not be logged under any circumstances, by the name of its key.
+
+    Nobody logs such a thing on purpose; this is for the one who spreads a whole object into a line.
+    """
+    for key in event:
+        if any(word in key.lower() for word in SECRET_WORDS):
+            event[key] = "***"
+    return event
 
 
 class LeafFormatter(logging.Formatter):
