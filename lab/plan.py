@@ -312,8 +312,9 @@ def resources(plan: LabPlan, api_version: str) -> list[dict[str, Any]]:
     The default routes are the only prefixes outside the pools that a node accepts.
     """
 
-    def resource(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
-        return {"apiVersion": api_version, "kind": kind, "metadata": {"name": name}, "spec": spec}
+    def resource(kind: str, name: str, spec: dict[str, Any], **labels: str) -> dict[str, Any]:
+        metadata = {"name": name} | ({"labels": labels} if labels else {})
+        return {"apiVersion": api_version, "kind": kind, "metadata": metadata, "spec": spec}
 
     defaults = ["0.0.0.0/0", "::/0"] if plan.shape.dual_stack else ["0.0.0.0/0"]
     found = [
@@ -349,6 +350,8 @@ def resources(plan: LabPlan, api_version: str) -> list[dict[str, Any]]:
                         "peerIP": str(tor_end.ipv4),
                         "asNumber": tor_end.machine.asn,
                     },
+                    # One router with an address on each node's link; ``slash32 topology`` draws it.
+                    **{"slash32.io/router": tor_end.machine.name},
                 )
             )
     return found

@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "doctor": ("routing.cli.doctor", "doctor", "Is this machine fit, before and after installing."),
     "diag": ("routing.cli.diag", "diag", "All that a ticket needs, without secrets."),
     "evidence": ("routing.cli.evidence", "evidence", ""),
+    "topology": ("routing.cli.topology", "topology", "BGP of the cluster as a picture."),
     "apply": ("routing.cli.resources", "apply", "Create or change resources from YAML."),
     "get": ("routing.cli.resources", "get", "Show resources."),
     "delete": ("routing.cli.resources", "delete", "Delete resources."),
