@@ -35,9 +35,13 @@ clean:
 
 # ---- checks --------------------------------------------------------------------------------------
 
-.PHONY: setup-dev lint test
+.PHONY: setup-dev setup-browser lint test
 setup-dev:
 	@PYTHON='$(PYTHON)' sh lab/setup.sh dev
+
+# For the tests of the pages and of the alert rules; they say so and skip without (400 MB).
+setup-browser:
+	apt-get -q update && apt-get -q install -y --no-install-recommends chromium prometheus
 
 lint: setup-dev
 	$(VENV)/bin/ruff format --check .

@@ -44,7 +44,6 @@ from routing.journal import Journal
 from routing.links import link_of
 from routing.metrics.agent_metrics import AgentMetrics
 from routing.metrics.families import Observation
-from routing.metrics.observing import Scrape
 from routing.readiness import Seen, readiness
 from routing.reconcile import Reconciler
 from routing.settings import Settings
@@ -60,6 +59,7 @@ from routing.view import (
 )
 
 if TYPE_CHECKING:
+    from routing.web.recent import Recent
     from routing.web.server import WebServer
 from routing.view_rib import advertised_rows, kernel_rows, path_rows
 
@@ -75,8 +75,11 @@ class AlreadyRunning(Exception):
     """Another agent holds this run directory."""
 
 
-async def run_agent(settings: Settings, *, version: str) -> None:
+async def run_agent(settings: Settings, *, version: str, recent: Recent | None = None) -> None:
     """Runs the agent until SIGTERM or SIGINT.
+
+    Args:
+        recent: what happened lately, for the live page.
 
     Raises:
         AlreadyRunning: another live agent has the run directory.
@@ -87,7 +90,7 @@ async def run_agent(settings: Settings, *, version: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     with run_lock(settings):
-        async with Agent.build(settings, version=version) as agent:
+        async with Agent.build(settings, version=version, recent=recent) as agent:
             await agent.run_until(stop)
     log.info("agent_stopped", node=settings.node)
 
@@ -178,6 +181,7 @@ class Agent:
         )
         self._cni = CniServer(str(settings.cni_socket), self._metrics.verbs(self._attacher))
         self._web: WebServer | None = None
+        self._recent: Recent | None = None
         self._control = ControlServer(
             settings.agent_socket,
             {
@@ -197,12 +201,15 @@ class Agent:
 
     @classmethod
     @asynccontextmanager
-    async def build(cls, settings: Settings, *, version: str) -> AsyncIterator[Agent]:
+    async def build(
+        cls, settings: Settings, *, version: str, recent: Recent | None = None
+    ) -> AsyncIterator[Agent]:
         """An agent whose files and sockets are closed again on the way out."""
         async with AsyncExitStack() as stack:
             store = LocalStore(settings.store)
             stack.push_async_callback(store.close)
             agent = cls(settings, version=version, store=store)
+            agent._recent = recent
             stack.push_async_callback(agent._fib.close)
             stack.callback(agent._wiring.close)
             stack.callback(agent._edge.close)
@@ -285,7 +292,12 @@ class Agent:
             return self._started_at_s if finished_at_s is None else finished_at_s
 
         return WebServer(
-            pages(scrape=Scrape(observe), readiness=self._readiness, last_pass_s=last_pass_s),
+            pages(
+                observe=observe,
+                recent=self._recent,
+                readiness=self._readiness,
+                last_pass_s=last_pass_s,
+            ),
             port=port,
             metrics_address=self._settings.metrics_address,
         )

@@ -12,16 +12,19 @@ import time
 
 import structlog
 
+from routing.web.recent import RecentLines
+
 SECRET_WORDS = ("password", "secret", "token", "stdin", "environ")
 """A key with one of these in its name has a value that is nobody's business."""
 
 
-def configure_logging(*, level: str, style: str) -> None:
+def configure_logging(*, level: str, style: str, recent: RecentLines | None = None) -> None:
     """Sets up structlog and the standard library's logging to write one stream on stderr.
 
     Args:
         level: a logging level's name, such as ``info``.
         style: ``json`` or ``console``.
+        recent: keeps what is logged, for who asks what happened lately.
     """
     number = logging.getLevelNamesMapping()[level.upper()]
     renderer: structlog.typing.Processor = (
@@ -36,8 +39,9 @@ def configure_logging(*, level: str, style: str) -> None:
         structlog.processors.StackInfoRenderer(),
         structlog.processors.format_exc_info,
     ]
+    kept: list[structlog.typing.Processor] = [] if recent is None else [recent]
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=[*shared, *kept, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
@@ -50,7 +54,7 @@ def configure_logging(*, level: str, style: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LeafFormatter(style=style))
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = [handler] if recent is None else [handler, recent]
     root.setLevel(number)
 
 

@@ -82,7 +82,7 @@ class AgentMetrics:
             cni_requests=self._requests,
             cni_phases=self._phases,
             own_blocks=allocator.blocks(),
-            ipam_problems=len(allocator.problems()),
+            ipam_problems=allocator.problems(),
             store_error=loop.store_error,
             store_read_at_s=loop.store_read_at_s,
             edge_error=loop.edge_error,

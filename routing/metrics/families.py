@@ -57,7 +57,7 @@ class Observation:
     cni_requests: Timings
     cni_phases: Timings
     own_blocks: Sequence[tuple[Block, int, int, int]] = ()
-    ipam_problems: int = 0
+    ipam_problems: Sequence[str] = ()
     store_error: str | None = None
     store_read_at_s: float | None = None
     cache_saved_at_s: float | None = None
@@ -237,7 +237,7 @@ def _ipam(seen: Observation) -> Iterator[Metric]:
     yield _gauge(
         "slash32_ipam_conflicts",
         "What is wrong with blocks of this node, such as one that is now another node's.",
-        seen.ipam_problems,
+        len(seen.ipam_problems),
     )
     yield _gauge("slash32_pods", "Pod links on this node.", len(seen.report.pods))
 

@@ -16,7 +16,7 @@ from routing.picture.model import BlockChip, Node, Picture, Router, Session, Sta
 MARGIN = 20
 HEAD_HEIGHT = 58
 ROUTER_X, ROUTER_WIDTH, ROUTER_GAP = MARGIN, 190, 24
-NODE_X, NODE_WIDTH = 400, 640
+ROUTERS_TO_NODES, NODE_WIDTH = 190, 640
 ROW = 18
 NODE_GAP = 14
 CHIP_X, CHIP_WIDTH, CHIP_HEIGHT = 400, 224, 15
@@ -68,10 +68,11 @@ class _Layout:
         self._is_alone = is_alone
         self._top = HEAD_HEIGHT if is_alone else MARGIN
         self._canvas = Canvas()
+        self._node_x = ROUTER_X + (ROUTER_WIDTH + ROUTERS_TO_NODES if picture.routers else 0)
         self._placed = list(self._place())
         bottom = self._placed[-1].y + self._placed[-1].height if self._placed else self._top
         self._between_nodes = any(s.is_to_node for node in picture.nodes for s in node.sessions)
-        self._width = NODE_X + NODE_WIDTH + MARGIN + (ROUND_MAX if self._between_nodes else 0)
+        self._width = self._node_x + NODE_WIDTH + MARGIN + (ROUND_MAX if self._between_nodes else 0)
         self._routers = dict(self._place_routers(self._top, bottom))
         lowest = max([bottom, *(y + _router_height(r) for r, y in self._routers.values())])
         self._legend_y = lowest + 30
@@ -144,11 +145,12 @@ class _Layout:
                 if other is not None and placed.node.name < session.remote:
                     y2 = _end_y(other, placed.node.name)
                     reach = min(ROUND_MAX * 1.3, 30 + abs(y2 - y) * 0.25)
-                    self._canvas.round(NODE_X + NODE_WIDTH, y, y2, reach, session.state)
+                    state = _worse(session.state, _state_of(other, placed.node.name))
+                    self._canvas.round(self._node_x + NODE_WIDTH, y, y2, reach, state)
             elif session.remote in self._routers:
                 router, router_y = self._routers[session.remote]
                 middle = router_y + _router_height(router) / 2
-                self._canvas.across(ROUTER_X + ROUTER_WIDTH, middle, NODE_X, y, session.state)
+                self._canvas.across(ROUTER_X + ROUTER_WIDTH, middle, self._node_x, y, session.state)
             self._canvas.end()
 
     def _router(self, router: Router, y: float) -> None:
@@ -161,40 +163,40 @@ class _Layout:
         self._canvas.end()
 
     def _node(self, placed: _Placed) -> None:
-        node, canvas = placed.node, self._canvas
+        node, canvas, node_x = placed.node, self._canvas, self._node_x
         kind = "box wrong" if placed.problems else "box"
-        canvas.box(NODE_X, placed.y, NODE_WIDTH, placed.height, kind)
+        canvas.box(node_x, placed.y, NODE_WIDTH, placed.height, kind)
         head = f"AS {node.asn}  {', '.join(node.addresses)}"
         if node.pods is not None:
             head += f"  {node.pods} pods"
         if not node.source:
             head += "  (not heard)"
-        canvas.text(NODE_X + 14, placed.y + 17, cut(node.name, 150), "bold")
-        canvas.text(NODE_X + 14 + 160, placed.y + 17, cut(head, NODE_WIDTH - 190), "faint")
+        canvas.text(node_x + 14, placed.y + 17, cut(node.name, 150), "bold")
+        canvas.text(node_x + 14 + 160, placed.y + 17, cut(head, NODE_WIDTH - 190), "faint")
         for index, row in enumerate(placed.rows):
             self._row(row, placed.row_y(index))
         for index, problem in enumerate(placed.problems):
             y = placed.row_y(len(placed.rows) + index)
             room = NODE_WIDTH - 28 if not _has_chip(node, len(placed.rows) + index) else 372
             canvas.begin(problem)
-            canvas.text(NODE_X + 14, y, cut(f"! {problem}", room), "bad")
+            canvas.text(node_x + 14, y, cut(f"! {problem}", room), "bad")
             canvas.end()
         shown = node.blocks[:BLOCKS_SHOWN_MAX]
         for index, block in enumerate(shown):
-            self._chip(block, NODE_X + CHIP_X, placed.row_y(index) - 12)
+            self._chip(block, node_x + CHIP_X, placed.row_y(index) - 12)
         if len(node.blocks) > len(shown):
             rest = f"and {len(node.blocks) - len(shown)} blocks more"
-            canvas.text(NODE_X + CHIP_X + 4, placed.row_y(len(shown)), rest, "faint")
+            canvas.text(node_x + CHIP_X + 4, placed.row_y(len(shown)), rest, "faint")
 
     def _row(self, row: _Row, y: float) -> None:
         session = row.session
-        x = NODE_X + 14
+        x = self._node_x + 14
         if session is None:
             self._canvas.mark(x + 5, y - 4, State.UP)
             self._canvas.text(x + 18, y, cut(row.words, 360), "faint")
             return
         self._canvas.begin(_told(session))
-        self._canvas.mark(x + 5 if session.is_to_node else NODE_X, y - 4, session.state)
+        self._canvas.mark(x + 5 if session.is_to_node else self._node_x, y - 4, session.state)
         kind = "bad" if session.state is State.DOWN or session.problems else ""
         self._canvas.text(x + 18, y, cut(row.words, 370), kind)
         self._canvas.end()
@@ -269,6 +271,18 @@ def _end_y(placed: _Placed, remote: str) -> float:
         if row.session is not None and row.session.is_to_node and row.session.remote == remote:
             return placed.row_y(index) - 4
     return placed.y + placed.height / 2
+
+
+def _state_of(placed: _Placed, remote: str) -> State:
+    """What the other end says of the session with ``remote``."""
+    found = (s.state for s in placed.node.sessions if s.is_to_node and s.remote == remote)
+    return next(found, State.UNKNOWN)
+
+
+def _worse(one: State, other: State) -> State:
+    """Of what two ends say, the less pleasant; silence of one end says nothing."""
+    order = [State.UNKNOWN, State.UP, State.STARTING, State.DOWN]
+    return max(one, other, key=order.index)
 
 
 def _router_height(router: Router) -> float:

@@ -116,15 +116,27 @@ def sessions_table(sessions: Iterable[Session]) -> str:
         seen = s.seen
         counts = [str(n) for n in (seen.received, seen.accepted, seen.announced)] if seen else []
         state = f"{SIGNS[s.state]} {seen.state if seen else WORDS[s.state]}"
-        cells = [s.node, s.name, s.address, str(s.asn), state, *(counts or ["-"] * 3)]
-        rows.append(([*cells, "; ".join(s.problems)], s.state is not State.UP or bool(s.problems)))
-    head = ["Node", "Peer", "Address", "ASN", "State"]
-    return table([*head, "Received", "Accepted", "Announced", "What is wrong"], rows)
+        cells = [s.node, s.name, state, *(counts or ["-"] * 3), "; ".join(s.problems)]
+        is_wrong = s.state is not State.UP or bool(s.problems)
+        rows.append(([*cells, s.address, str(s.asn)], is_wrong))
+    head = ["Node", "Peer", "State", "Received", "Accepted", "Announced", "What is wrong"]
+    return table([*head, "Address", "ASN"], rows)
 
 
 def table(headers: Sequence[str], rows: Iterable[tuple[Sequence[str], bool]]) -> str:
     """A table whose rows are (cells, whether something is wrong); numbers stand on the right."""
-    numeric = {"Received", "Accepted", "Announced", "ASN", "In use"}
+    numeric = {
+        "Received",
+        "Accepted",
+        "Announced",
+        "ASN",
+        "In use",
+        "Number",
+        "In use here",
+        "Resting",
+        "Free",
+        "Of them here",
+    }
     wordy = {"What is wrong", "What", "Detail"}
     kinds = ["n" if h in numeric else "words" if h in wordy else "" for h in headers]
     head = "".join(f'<th class="{k}">{escape(h)}</th>' for h, k in zip(headers, kinds, strict=True))

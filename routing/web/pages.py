@@ -6,8 +6,13 @@ import time
 from collections.abc import Awaitable, Callable
 
 from cni.attach import Unready
+from routing.metrics.families import Observation
 from routing.metrics.observing import CONTENT_TYPE, Scrape
+from routing.web import live
+from routing.web.recent import KEEP_S, Line, Recent
 from routing.web.server import METRICS_PATH, Reply
+
+HTML = "text/html; charset=utf-8"
 
 STUCK_S = 300.0
 """A pass ends well within this whatever the network does; later the loop hangs."""
@@ -15,16 +20,31 @@ STUCK_S = 300.0
 
 def pages(
     *,
-    scrape: Scrape,
+    observe: Callable[[], Observation],
+    recent: Recent | None,
     readiness: Callable[[], Unready | None],
     last_pass_s: Callable[[], float],
     clock: Callable[[], float] = time.monotonic,
+    wall: Callable[[], float] = time.time,
 ) -> dict[str, Callable[[], Awaitable[Reply]]]:
-    """The metrics and the two probes.
+    """The metrics, the two probes, the live page and what it fetches.
 
     Args:
+        recent: what happened lately; None where nobody keeps it.
         last_pass_s: when the last pass ended, or when the agent started if none has.
     """
+
+    scrape = Scrape(observe)
+
+    def events() -> list[Line]:
+        return [] if recent is None else recent.since(wall() - KEEP_S)
+
+    async def page() -> Reply:
+        text = live.page(observe(), events())
+        return Reply(text.encode(), HTML, policy=live.page_policy())
+
+    async def content() -> Reply:
+        return Reply(live.content(observe(), events()).encode(), HTML)
 
     async def metrics() -> Reply:
         return Reply(scrape.text(), CONTENT_TYPE)
@@ -42,4 +62,10 @@ def pages(
             return Reply(f"{unready.code}: {unready.reason}\n".encode(), status=503)
         return Reply(b"ok\n")
 
-    return {METRICS_PATH: metrics, "/healthz": healthz, "/readyz": readyz}
+    return {
+        "/": page,
+        "/live": content,
+        METRICS_PATH: metrics,
+        "/healthz": healthz,
+        "/readyz": readyz,
+    }
