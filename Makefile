@@ -58,6 +58,16 @@ test: lint
 chaos: setup-dev
 	$(VENV)/bin/python -m lab.chaos --rows '$(ROWS)' $(CHAOS_ARGS)
 
+# ---- documentation -------------------------------------------------------------------------------
+
+.PHONY: docs docs-pictures
+docs: setup-dev
+	$(VENV)/bin/python -m routing.cli.reference > docs/commands.md
+
+# The pictures of docs/concepts.md, drawn in labs (root; a minute).
+docs-pictures: setup
+	sh docs/pictures.sh
+
 .PHONY: bench-cni
 # BENCH_ARGS=... for instance BENCH_ARGS='--pods 0,1000 --rounds 60 --endurance 20000'
 bench-cni: setup-dev

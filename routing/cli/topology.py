@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from routing.cli.exits import FINDINGS, errors_as_exit_codes
+from routing.cli.exits import FINDINGS, Exit, errors_as_exit_codes
 from routing.cli.resources import store_option, with_store
 from routing.control import Unreachable, ask
 from routing.datastore.local import LocalStore
@@ -34,8 +34,9 @@ DEFAULT_RUN_DIR = "/run/slash32"
     type=click.Path(path_type=Path),
     help=f"An agent's run directory (SLASH32_RUN_DIR); repeatable. Default: {DEFAULT_RUN_DIR}.",
 )
+@click.option("--pool", help="Draw this IPPool as a grid of its blocks instead; svg only.")
 @store_option
-def topology(output: str, run_dirs: tuple[Path, ...], store: str) -> None:
+def topology(output: str, run_dirs: tuple[Path, ...], pool: str | None, store: str) -> None:
     """Routers, nodes, blocks and the sessions between, drawn; on standard output.
 
     Sessions have a shape, a line and a colour by state, with prefixes received, accepted and
@@ -45,9 +46,15 @@ def topology(output: str, run_dirs: tuple[Path, ...], store: str) -> None:
 
     Exit codes: 0 all well, 1 a mismatch or a session that is not up, 3 store unreachable.
     """
+    if pool is not None and output != "svg":
+        raise click.UsageError(f"--pool is drawn as svg alone, not as {output}")
     with errors_as_exit_codes():
         snapshot, statuses = with_store(store, _read)
-    picture = _compose(snapshot, statuses, run_dirs or (Path(DEFAULT_RUN_DIR),))
+    reports = _hear(statuses, run_dirs or (Path(DEFAULT_RUN_DIR),))
+    if pool is not None:
+        click.echo(_heatmap(snapshot, reports, pool))
+        return
+    picture = _compose(snapshot, reports)
     click.echo(_rendered(picture, output), nl=False)
     if not picture.is_healthy():
         for problem in picture.all_problems():
@@ -60,10 +67,7 @@ async def _read(opened: LocalStore) -> tuple[Snapshot, list[NodeStatusResource]]
     return await opened.snapshot(), statuses
 
 
-def _compose(
-    snapshot: Snapshot, statuses: list[NodeStatusResource], run_dirs: tuple[Path, ...]
-) -> Picture:
-    from routing.picture.compose import compose
+def _hear(statuses: list[NodeStatusResource], run_dirs: tuple[Path, ...]) -> dict[str, Report]:
     from routing.picture.reports import from_status, from_views
 
     reports: dict[str, Report] = {each.meta.name: from_status(each) for each in statuses}
@@ -76,6 +80,12 @@ def _compose(
             continue
         node, report = from_views(*views)
         reports[node] = report
+    return reports
+
+
+def _compose(snapshot: Snapshot, reports: dict[str, Report]) -> Picture:
+    from routing.picture.compose import compose
+
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     heard = sum(node.meta.name in reports for node in snapshot.nodes)
     return compose(
@@ -84,6 +94,22 @@ def _compose(
         title="slash32: BGP of the cluster",
         caption=f"{now}; {heard} of {len(snapshot.nodes)} nodes heard",
     )
+
+
+def _heatmap(snapshot: Snapshot, reports: dict[str, Report], name: str) -> str:
+    from routing.picture.heatmap import to_heatmap
+
+    pool = next((each for each in snapshot.pools if each.meta.name == name), None)
+    if pool is None:
+        known = ", ".join(each.meta.name for each in snapshot.pools) or "none"
+        raise Exit(f"no IPPool {name!r}; there is: {known}", FINDINGS)
+    use = {
+        block.cidr: report.use[str(block.cidr)]
+        for block in snapshot.blocks
+        for report in reports.values()
+        if str(block.cidr) in report.use
+    }
+    return to_heatmap(pool, snapshot.blocks, use, with_style=True)
 
 
 def _rendered(picture: Picture, output: str) -> str:

@@ -1,9 +1,9 @@
 """A pool as a grid of its blocks: what is taken, by whom, and how full ours are. Pure.
 
-Reading order is address order. A block of this node has a frame and is filled from below by its
-use; one of another node is a plain square (its use is for that node to know); one that is not
-confirmed has a dashed frame; the faint ones are free. A pool of very many blocks is drawn coarser:
-a square then stands for several, filled by how many of them are taken.
+Reading order is address order. A block whose use is known (this node's own) has a frame and is
+filled from below by it; one of another node is a plain square, for its use is that node's to know;
+one that is not confirmed has a dashed frame; the faint ones are free. A pool of very many blocks is
+drawn coarser: a square then stands for several, filled by how many of them are taken.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def to_heatmap(
     blocks: Iterable[Block],
     use: Mapping[Prefix, tuple[int, int]],
     *,
-    node: str,
+    with_style: bool = False,
 ) -> str:
-    """An SVG; its STYLE is for the page's head.
+    """An SVG; without style it is for a page that has STYLE in its head.
 
     Args:
         blocks: of the cluster; those outside the pool are left out.
-        use: of this node's blocks: (addresses in use, size).
+        use: of the blocks whose use is known: (addresses in use, size).
     """
     count = 1 << (pool.block_size - pool.cidr.prefixlen)
     per_cell = max(1, count // CELLS_MAX)
@@ -67,16 +67,17 @@ def to_heatmap(
     parts = [
         f'<path class="free" d="{_free(total, cells, left)}"/>',
         *(_label(pool, row, per_cell, left) for row in range(0, rows, 1 if rows <= 4 else 4)),
-        *(_square(_place(index, left), cell, use, node) for index, cell in sorted(cells.items())),
+        *(_square(_place(index, left), cell, use) for index, cell in sorted(cells.items())),
     ]
     taken = sum(len(cell.blocks) for cell in cells.values())
     told = f"pool {pool.meta.name} {pool.cidr}: {taken} of {count} blocks taken"
     if per_cell > 1:
         told += f"; each square is {per_cell} blocks"
+    style = f"<style>{STYLE}</style>" if with_style else ""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="heat" role="img" '
         f'viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
-        f"<title>{escape(told)}</title>\n" + "\n".join(parts) + "\n</svg>"
+        f"<title>{escape(told)}</title>{style}\n" + "\n".join(parts) + "\n</svg>"
     )
 
 
@@ -113,13 +114,11 @@ def _label(pool: IPPoolResource, row: int, per_cell: int, left: int) -> str:
     return f'<text x="{left - 8}" y="{y}" text-anchor="end">{address}</text>'
 
 
-def _square(
-    place: tuple[int, int], cell: _Cell, use: Mapping[Prefix, tuple[int, int]], node: str
-) -> str:
+def _square(place: tuple[int, int], cell: _Cell, use: Mapping[Prefix, tuple[int, int]]) -> str:
     x, y = place
-    mine = [block for block in cell.blocks if block.node == node]
+    mine = [block for block in cell.blocks if block.cidr in use]
     if cell.holds > 1:
-        words = f"{len(cell.blocks)} of {cell.holds} blocks taken, {len(mine)} of them here"
+        words = f"{len(cell.blocks)} of {cell.holds} blocks taken, {len(mine)} of them heard of"
         strokes = _fill(x, y, len(cell.blocks) / cell.holds, "other" if not mine else "use")
         strokes += _frame(x, y, "own") if mine else ""
         return f"<g><title>{escape(words)}</title>{strokes}</g>"
@@ -130,7 +129,7 @@ def _square(
     elif not mine:
         strokes = _fill(x, y, 1.0, "other")
     else:
-        used, size = use.get(block.cidr, (0, 1))
+        used, size = use[block.cidr]
         words += f", {used} of {size} addresses in use"
         strokes = _fill(x, y, used / size if size else 0.0, "use") + _frame(x, y, "own")
     return f"<g><title>{escape(words)}</title>{strokes}</g>"

@@ -226,7 +226,7 @@ def _pools(seen: Observation) -> Iterator[str]:
     use = {b.cidr: (used, used + resting + free) for b, used, resting, free in seen.own_blocks}
     for pool in seen.snapshot.pools:
         yield f'<h2>Blocks of {escape(pool.meta.name)}</h2><div class="scroll">'
-        yield to_heatmap(pool, seen.snapshot.blocks, use, node=seen.node)
+        yield to_heatmap(pool, seen.snapshot.blocks, use)
         yield "</div>"
     if seen.snapshot.pools:
         yield (

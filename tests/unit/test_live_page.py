@@ -117,7 +117,7 @@ def test_blocks_are_told_apart_without_colour():
     """Ours framed and filled, another's solid, an unconfirmed one dashed, the rest free."""
     pending = Block(ip_network("10.244.2.0/26"), "pods", "n1", BlockState.PENDING)
     other = Block(ip_network("10.244.3.0/26"), "pods", "n2", BlockState.CONFIRMED)
-    text = to_heatmap(POOL, [BLOCK, pending, other], {BLOCK.cidr: (32, 64)}, node="n1")
+    text = to_heatmap(POOL, [BLOCK, pending, other], {BLOCK.cidr: (32, 64)})
     assert text.count('class="own"') == 1
     assert text.count('class="use"') == 1
     assert text.count('class="pend"') == 1
@@ -128,9 +128,9 @@ def test_blocks_are_told_apart_without_colour():
 
 def test_use_is_a_height():
     """Half full is half a square; one address is to be seen too."""
-    half = to_heatmap(POOL, [BLOCK], {BLOCK.cidr: (32, 64)}, node="n1")
-    one = to_heatmap(POOL, [BLOCK], {BLOCK.cidr: (1, 64)}, node="n1")
-    none = to_heatmap(POOL, [BLOCK], {BLOCK.cidr: (0, 64)}, node="n1")
+    half = to_heatmap(POOL, [BLOCK], {BLOCK.cidr: (32, 64)})
+    one = to_heatmap(POOL, [BLOCK], {BLOCK.cidr: (1, 64)})
+    none = to_heatmap(POOL, [BLOCK], {BLOCK.cidr: (0, 64)})
     assert 'class="use"' in half
     assert 'height="7"/>' in half
     assert f'height="{FILL_MIN}"/>' in one
@@ -143,7 +143,7 @@ def test_a_huge_pool_is_drawn_coarser(cidr: str, size: int):
     network = ip_network(cidr)
     pool = IPPoolResource(Meta("big"), network, size)
     first = ip_network(f"{network.network_address}/{size}")
-    text = to_heatmap(pool, [Block(first, "big", "n1", BlockState.CONFIRMED)], {}, node="n1")
+    text = to_heatmap(pool, [Block(first, "big", "n1", BlockState.CONFIRMED)], {first: (1, 64)})
     assert text.count("v14h-14z") == CELLS_MAX
     assert "each square is" in text
     assert "1 of" in text
@@ -152,10 +152,10 @@ def test_a_huge_pool_is_drawn_coarser(cidr: str, size: int):
 def test_blocks_outside_the_pool_are_left_out():
     """Another pool has them."""
     assert 'class="own"' not in to_heatmap(
-        IPPoolResource(Meta("other"), ip_network("10.245.0.0/16"), 26), [BLOCK], {}, node="n1"
+        IPPoolResource(Meta("other"), ip_network("10.245.0.0/16"), 26), [BLOCK], {}
     )
     assert "0 of 1 blocks" in to_heatmap(
-        IPPoolResource(Meta("tiny"), ip_network("10.9.0.0/26"), 26), [], {}, node="n1"
+        IPPoolResource(Meta("tiny"), ip_network("10.9.0.0/26"), 26), [], {}
     )
 
 

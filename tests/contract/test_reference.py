@@ -1,0 +1,33 @@
+"""docs/commands.md is what the commands say of themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from routing.cli.main import COMMANDS
+from routing.cli.reference import markdown
+
+PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
+
+
+def test_the_reference_is_what_the_commands_say():
+    """``make docs`` writes it anew."""
+    assert markdown() == PAGE.read_text(), "docs/commands.md is stale: run `make docs`"
+
+
+def test_every_command_is_in_it():
+    """With its options and a summary."""
+    text = PAGE.read_text()
+    for name in COMMANDS:
+        assert f"## slash32 {name}" in text
+
+
+def test_a_change_of_an_option_would_be_seen(monkeypatch):
+    """The control: the page follows the code."""
+    from routing.cli.topology import topology
+
+    monkeypatch.setattr(topology, "params", [*topology.params, click.Option(["--new-one"])])
+    assert "--new-one" in markdown()
+    assert markdown() != PAGE.read_text()
