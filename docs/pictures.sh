@@ -6,25 +6,23 @@ cd "$(dirname "$0")/.."
 slash32="${SLASH32:-.venv/bin/slash32}"
 out="$PWD/docs/pictures"
 name="pictures-$$"
-root="/run/slash32-lab/$name"
 mkdir -p "$out"
 
 lab() { verb="$1"; shift; "$slash32" lab "$verb" --name "$name" "$@"; }
 end() { lab down >/dev/null 2>&1 || true; }
 trap end EXIT INT TERM
 
-# topology FILE [OPTIONS]: every agent of the lab is heard. Exit 1 is a finding, and drawn.
+# topology FILE [OPTIONS]: drawn on node1, which hears every node. Exit 1 is a finding, and drawn.
 topology() {
     file="$1"; shift
-    for agent in "$root"/node*/agent.sock; do set -- "$@" --run-dir "${agent%/agent.sock}"; done
-    "$slash32" topology --store "$root/store.db" "$@" >"$out/$file" 2>/dev/null || [ $? -eq 1 ]
+    lab exec node1 -- slash32 topology "$@" >"$out/$file" 2>/dev/null || [ $? -eq 1 ]
     echo "docs/pictures/$file" >&2
 }
 
 # until_down NODE: its session over uplink0 is gone, within 60 s.
 until_down() {
     tries=0
-    while lab exec "$1" -- slash32 peers >/dev/null 2>&1; do
+    while lab exec "$1" -- slash32 peers --local >/dev/null 2>&1; do
         tries=$((tries + 1))
         [ "$tries" -lt 60 ] || { echo "the session of $1 did not go down" >&2; exit 1; }
         sleep 1

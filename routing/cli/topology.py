@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from routing.cli.exits import FINDINGS, Exit, errors_as_exit_codes
-from routing.cli.resources import store_option, with_store
-from routing.control import Unreachable, ask
-from routing.datastore.local import LocalStore
-from routing.datastore.snapshot import NodeStatusResource, Snapshot
-from routing.picture.model import Picture, Report
-
-DEFAULT_RUN_DIR = "/run/slash32"
+from routing.cli.cluster import read_cluster
+from routing.cli.exits import FINDINGS, PARTIAL, Exit, errors_as_exit_codes
+from routing.cli.fleet import Answers, Where, hear, where_options
+from routing.datastore.snapshot import Snapshot
+from routing.picture.model import Picture, Report, State
 
 
 @click.command()
@@ -26,61 +25,59 @@ DEFAULT_RUN_DIR = "/run/slash32"
     show_default=True,
     help="One SVG file, one HTML page with tables, or Graphviz.",
 )
-@click.option(
-    "--run-dir",
-    "run_dirs",
-    multiple=True,
-    envvar="SLASH32_RUN_DIR",
-    type=click.Path(path_type=Path),
-    help=f"An agent's run directory (SLASH32_RUN_DIR); repeatable. Default: {DEFAULT_RUN_DIR}.",
-)
 @click.option("--pool", help="Draw this IPPool as a grid of its blocks instead; svg only.")
-@store_option
-def topology(output: str, run_dirs: tuple[Path, ...], pool: str | None, store: str) -> None:
+@where_options
+def topology(where: Where, output: str, pool: str | None) -> None:
     """Routers, nodes, blocks and the sessions between, drawn; on standard output.
 
     Sessions have a shape, a line and a colour by state, with prefixes received, accepted and
-    announced. What does not fit together is marked and listed. Nodes are heard through their
-    agents' sockets here, and else by their NodeStatus in the store; a node that was not heard is
-    drawn as configured.
+    announced. What does not fit together is marked and listed. A node that cannot be heard is drawn
+    as configured.
 
-    Exit codes: 0 all well, 1 a mismatch or a session that is not up, 3 store unreachable.
+    Exit codes: 0 all well, 1 a mismatch or a session that is not up, 3 store unreachable, 4 nothing
+    wrong was found but not every node was heard.
     """
     if pool is not None and output != "svg":
         raise click.UsageError(f"--pool is drawn as svg alone, not as {output}")
     with errors_as_exit_codes():
-        snapshot, statuses = with_store(store, _read)
-    reports = _hear(statuses, run_dirs or (Path(DEFAULT_RUN_DIR),))
+        snapshot, _ = read_cluster(where.store)
+        reports = _hear(where)
     if pool is not None:
         click.echo(_heatmap(snapshot, reports, pool))
         return
     picture = _compose(snapshot, reports)
     click.echo(_rendered(picture, output), nl=False)
-    if not picture.is_healthy():
-        for problem in picture.all_problems():
-            click.echo(f"slash32: {problem}", err=True)
+    problems = picture.all_problems()
+    for problem in problems:
+        click.echo(f"slash32: {problem}", err=True)
+    if problems or any(s.state is State.DOWN for node in picture.nodes for s in node.sessions):
         raise SystemExit(FINDINGS)
+    if not picture.is_healthy():
+        raise SystemExit(PARTIAL)
 
 
-async def _read(opened: LocalStore) -> tuple[Snapshot, list[NodeStatusResource]]:
-    statuses = [r for r in await opened.list("NodeStatus") if isinstance(r, NodeStatusResource)]
-    return await opened.snapshot(), statuses
+def _hear(where: Where) -> dict[str, Report]:
+    from routing.picture.reports import from_views
+
+    source = click.get_current_context().get_parameter_source("node")
+    if source is not ParameterSource.COMMANDLINE:
+        # SLASH32_NODE says where we are; what is drawn is the cluster.
+        where = replace(where, node=None)
+    status = hear(where, "status", ["status"])
+    for node, why in sorted(status.silent.items()):
+        click.echo(f"slash32: {node} was not heard: {why}", err=True)
+    peers, blocks = hear(where, "peers", ["peers"]), hear(where, "blocks", ["blocks"])
+    return {
+        node: from_views(_rows(where, peers, node), _rows(where, blocks, node), row)
+        for node, row in status.by_node.items()
+    }
 
 
-def _hear(statuses: list[NodeStatusResource], run_dirs: tuple[Path, ...]) -> dict[str, Report]:
-    from routing.picture.reports import from_status, from_views
-
-    reports: dict[str, Report] = {each.meta.name: from_status(each) for each in statuses}
-    for run_dir in run_dirs:
-        socket = run_dir / "agent.sock"
-        try:
-            views = (ask(socket, "peers"), ask(socket, "blocks"), ask(socket, "status"))
-        except Unreachable as error:
-            click.echo(f"slash32: {error}", err=True)
-            continue
-        node, report = from_views(*views)
-        reports[node] = report
-    return reports
+def _rows(where: Where, answers: Answers, node: str) -> list[dict[str, Any]]:
+    if where.local:
+        # The only one who was asked; rows about others must not pass for theirs.
+        return [row for rows in answers.by_node.values() for row in rows]
+    return list(answers.by_node.get(node, ()))
 
 
 def _compose(snapshot: Snapshot, reports: dict[str, Report]) -> Picture:

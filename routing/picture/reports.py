@@ -1,23 +1,22 @@
-"""Reports for a Picture: from an agent's own views, and from NodeStatus in the store. Pure."""
+"""A node's report for a Picture, from the rows that its agent (or its NodeStatus) gives. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from routing.datastore.snapshot import NodeStatusResource
 from routing.picture.model import Observed, Report
 
 Row = dict[str, Any]
 
 
-def from_views(peers: Sequence[Row], blocks: Sequence[Row], status: Row) -> tuple[str, Report]:
-    """(node, report) from the rows of routing/view.py.
+def from_views(peers: Sequence[Row], blocks: Sequence[Row], status: Row) -> Report:
+    """From the rows of ``slash32 peers``, ``blocks`` and ``status`` (routing/view.py).
 
-    Findings about peers and routes' details are left to the sessions' own problems.
+    Findings about peers are left out: the sessions say the same themselves.
     """
-    node = str(status["node"])
-    return node, Report(
+    at = status.get("reported_at")
+    return Report(
         sessions=tuple(
             Observed(
                 address=row["peer"],
@@ -32,7 +31,7 @@ def from_views(peers: Sequence[Row], blocks: Sequence[Row], status: Row) -> tupl
             )
             for row in peers
         ),
-        source="its agent",
+        source="its agent" if at is None else f"its NodeStatus of {at or 'unknown time'}",
         pods=status["pods"],
         use={
             row["block"]: (row["used"], row["used"] + row["cooling"] + row["free"])
@@ -40,25 +39,4 @@ def from_views(peers: Sequence[Row], blocks: Sequence[Row], status: Row) -> tupl
             if row["used"] is not None
         },
         findings=tuple(each for each in status["findings"] if not each.startswith("peer ")),
-    )
-
-
-def from_status(resource: NodeStatusResource) -> Report:
-    """What a node last wrote about itself."""
-    return Report(
-        sessions=tuple(
-            Observed(
-                address=str(peer.address),
-                state=peer.state,
-                name=peer.name,
-                asn=peer.asn,
-                received=peer.received,
-                accepted=peer.accepted,
-                announced=peer.advertised,
-                reason=peer.reason,
-            )
-            for peer in resource.peers
-        ),
-        source=f"its NodeStatus of {resource.observed_at or 'unknown time'}",
-        pods=resource.routes.get("pod"),
     )

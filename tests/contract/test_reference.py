@@ -18,10 +18,10 @@ def test_the_reference_is_what_the_commands_say():
 
 
 def test_every_command_is_in_it():
-    """With its options and a summary."""
+    """But those that only other commands call."""
     text = PAGE.read_text()
-    for name in COMMANDS:
-        assert f"## slash32 {name}" in text
+    for name, (_, _, summary) in COMMANDS.items():
+        assert not summary or f"## slash32 {name}" in text
 
 
 def test_a_change_of_an_option_would_be_seen(monkeypatch):

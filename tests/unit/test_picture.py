@@ -125,8 +125,10 @@ def test_an_agents_views_become_a_report():
     block = {"block": "10.244.1.0/26", "used": 3, "cooling": 1, "free": 60}
     other = {"block": "10.244.2.0/26", "used": None, "cooling": None, "free": None}
     status = {"node": "n1", "pods": 3, "findings": ["peer 172.30.0.0 is Idle", "store: away"]}
-    node, made = from_views([peer], [block, other], status)
-    assert (node, made.pods, made.findings) == ("n1", 3, ("store: away",))
+    made = from_views([peer], [block, other], status)
+    assert (made.source, made.pods, made.findings) == ("its agent", 3, ("store: away",))
+    stored = from_views([peer], [], status | {"reported_at": "2026-01-31T12:00:00Z"})
+    assert stored.source == "its NodeStatus of 2026-01-31T12:00:00Z"
     assert made.sessions[0].announced == 1
     assert made.use == {"10.244.1.0/26": (3, 64)}
 
