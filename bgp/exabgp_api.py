@@ -29,7 +29,9 @@ from bgp.paths import (
     EndOfRib,
     Event,
     Family,
+    GracefulRestart,
     Notification,
+    Opened,
     Path,
     Prefix,
     RefreshEnd,
@@ -47,6 +49,9 @@ MAX_REASON_CHARACTERS = 200
 
 SHUTTING_DOWN = "stop, message [shutting down]"
 """The reason of a SessionDown that ExaBGP caused by ending itself, not the peer."""
+
+GRACEFUL_RESTART = "64"
+"""The capability's code (RFC 4724 section 3), as ExaBGP writes it."""
 
 _FAMILIES = {family.value: family for family in Family}
 
@@ -104,6 +109,8 @@ class NeighborState:
     duration_s: int
     families: frozenset[Family]
     has_route_refresh: bool
+    has_graceful_restart: bool = False
+    """The peer has sent the capability, for whatever families."""
 
 
 # -- lines -------------------------------------------------------------------------------------
@@ -236,7 +243,7 @@ def _events(message: dict[str, Any]) -> tuple[Event, ...]:
     if kind == "notification" and "neighbor" not in message:
         # ExaBGP's own farewell has no neighbour; nothing else of this type comes without one.
         return (SpeakerShutdown(),) if message.get("notification") == "shutdown" else ()
-    if kind not in ("state", "update", "refresh", "notification"):
+    if kind not in ("state", "open", "update", "refresh", "notification"):
         return ()
     neighbor = object_of(message.get("neighbor"), "neighbor")
     if neighbor.get("direction", "receive") != "receive":
@@ -244,6 +251,8 @@ def _events(message: dict[str, Any]) -> tuple[Event, ...]:
     peer = address_of(object_of(neighbor.get("address"), "address").get("peer"), "peer")
     if kind == "state":
         return _state(peer, neighbor)
+    if kind == "open":
+        return (Opened(peer, _graceful_restart(object_of(neighbor.get("open"), "open"))),)
     if kind == "refresh":
         return _refresh(peer, object_of(neighbor.get("route-refresh"), "route-refresh"))
     if kind == "notification":
@@ -260,6 +269,26 @@ def _state(peer: Address, neighbor: dict[str, Any]) -> tuple[Event, ...]:
     if state == "connected":
         return (Connected(peer),)
     raise ProtocolError(f"state {state!r} of {peer} is none we know")
+
+
+def _graceful_restart(message: dict[str, Any]) -> GracefulRestart | None:
+    capabilities = object_of(message.get("capabilities"), "capabilities")
+    if GRACEFUL_RESTART not in capabilities:
+        return None
+    capability = object_of(capabilities[GRACEFUL_RESTART], "graceful restart")
+    flags = object_of(capability.get("address-family-flags"), "address-family-flags")
+    # ExaBGP has the names of its two flags crossed: a family's "restart" is the bit for preserved
+    # forwarding state. There is one bit for each, so any flag at all is that one.
+    known = {
+        family: list_of(flag, "flags")
+        for name, flag in flags.items()
+        if (family := _FAMILIES.get(name.replace("/", " "))) is not None
+    }
+    return GracefulRestart(
+        restart_time_s=integer_of(capability.get("time"), "restart time"),
+        families=frozenset(known),
+        preserved=frozenset(family for family, flag in known.items() if flag),
+    )
 
 
 def _refresh(peer: Address, refresh: dict[str, Any]) -> tuple[Event, ...]:
@@ -366,6 +395,7 @@ def _neighbor_state(entry: dict[str, Any]) -> NeighborState:
         duration_s=integer_of(entry.get("duration"), "duration"),
         families=frozenset(_FAMILIES[name] for name in names if name in _FAMILIES),
         has_route_refresh=bool(capabilities.get("route-refresh")),
+        has_graceful_restart=bool(capabilities.get("graceful-restart")),
     )
 
 

@@ -135,6 +135,29 @@ class Path:
 
 
 @dataclass(frozen=True, slots=True)
+class GracefulRestart:
+    """A peer's graceful restart capability (RFC 4724 section 3), for the families we speak.
+
+    Attributes:
+        restart_time_s: how long its session may be away.
+        families: whose routes may be kept meanwhile.
+        preserved: of these, whose forwarding state it says has outlived its last restart.
+    """
+
+    restart_time_s: int
+    families: frozenset[Family]
+    preserved: frozenset[Family]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The OPEN of ``peer`` has come; the session is not up yet, and may never be."""
+
+    peer: Address
+    graceful_restart: GracefulRestart | None
+
+
+@dataclass(frozen=True, slots=True)
 class SessionUp:
     """The session with ``peer`` is Established."""
 
@@ -204,7 +227,8 @@ class SpeakerShutdown:
 
 
 Event = (
-    SessionUp
+    Opened
+    | SessionUp
     | SessionDown
     | Connected
     | Update
@@ -226,4 +250,6 @@ class PeerStatus:
     flaps: int = 0
     end_of_rib: set[Family] = field(default_factory=set)
     routes_received: int = 0
+    routes_stale: int = 0
+    """Of those received: kept while the peer or ExaBGP restarts, and not heard again yet."""
     routes_advertised: int = 0

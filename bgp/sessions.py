@@ -5,6 +5,12 @@ corrected by what it reports, while events keep coming; an event is newer than a
 it touched is left alone. And a peer is *complete* when it has told us all it has, which is what
 permits anybody to conclude that a route it did not mention is gone.
 
+And it is the helper of RFC 4724 section 4.2: the paths of a peer that promised to come back are
+kept as stale when its connection breaks. They go when it does not come back in its restart time,
+when it says that its forwarding state is lost, when it has sent all it has, and when it breaks off
+again before that. A NOTIFICATION, in or out, is no restart: neither is a hold timer that ran out,
+or graceful restart would make every failure last as long as a restart may.
+
 Time is passed in, in seconds of any one clock.
 """
 
@@ -23,6 +29,7 @@ from bgp.paths import (
     Event,
     Family,
     Notification,
+    Opened,
     Path,
     PeerStatus,
     Prefix,
@@ -36,7 +43,8 @@ from bgp.paths import (
 )
 
 RESTART_HOLD_S = 120.0
-"""How long the paths of a lost ExaBGP are believed, from the first loss on."""
+"""How long the paths of a lost ExaBGP are believed, from the first loss on; and those of a peer
+whose OPEN we have not seen, or that is back and neither ends nor pauses its announcements."""
 END_OF_RIB_WAIT_S = 30.0
 """A session of this age whose peer has gone quiet is complete without End-of-RIB: the peer may not
 send any (it need not), or it sent it before we came."""
@@ -57,6 +65,12 @@ class RejectedRoute:
     reason: str
 
 
+NOTIFIED = "notification"
+"""How ExaBGP begins the reason of a session that a NOTIFICATION ended, sent or received."""
+CLOSED_BY_US = "graceful restarted negotiated, closing without sending any notification"
+"""The reason when the session's configuration changed, or somebody said `teardown`."""
+
+
 @dataclass(slots=True)
 class _Session:
     status: PeerStatus
@@ -66,6 +80,12 @@ class _Session:
     last_update_s: float = 0.0
     refreshing: set[Family] = field(default_factory=set)
     stale_since_s: float | None = None
+    stale_hold_s: float = RESTART_HOLD_S
+    is_peer_restarting: bool = False
+    """The stale paths await the peer, not our own ExaBGP."""
+    opened: Opened | None = None
+    """The present session's OPEN; None when it came before we were there."""
+    has_graceful_restart: bool = False
     was_complete: bool = False
 
 
@@ -79,6 +99,7 @@ class Sessions:
             maxlen=MAX_REJECTIONS
         )
         self._configured: frozenset[Address] | None = None
+        self._helped: frozenset[Address] = frozenset()
         self._touched: set[tuple[Address, Prefix]] | None = None
         self._bounced: set[Address] = set()
         self._is_current = False
@@ -92,6 +113,7 @@ class Sessions:
                 session.status,
                 end_of_rib=set(session.status.end_of_rib),
                 routes_received=self.rib.count(peer),
+                routes_stale=len(self.rib.stale(peer)),
             )
             for peer, session in self._sessions.items()
         }
@@ -139,9 +161,17 @@ class Sessions:
 
     # -- changing ------------------------------------------------------------------------------
 
-    def configure(self, local_addresses: Mapping[Address, Address]) -> None:
-        """These peers and no others, each with our address; what the others said is forgotten."""
+    def configure(
+        self, local_addresses: Mapping[Address, Address], *, helped: Set[Address] = frozenset()
+    ) -> None:
+        """These peers and no others, each with our address; what the others said is forgotten.
+
+        Args:
+            local_addresses: by peer.
+            helped: those to whom we announce graceful restart; only these have their paths kept.
+        """
         self._configured = frozenset(local_addresses)
+        self._helped = frozenset(helped)
         for peer in [*self._sessions, *self.rib.peers()]:
             if peer not in self._configured:
                 self._sessions.pop(peer, None)
@@ -163,6 +193,10 @@ class Sessions:
         if isinstance(event, Update):
             return self._update(event, now_s)
         session = self._session(peer)
+        if isinstance(event, Opened):
+            session.opened = event
+            session.has_graceful_restart = event.graceful_restart is not None
+            return None
         if isinstance(event, SessionUp):
             return self._up(session, now_s)
         if isinstance(event, SessionDown):
@@ -236,12 +270,12 @@ class Sessions:
             elif self.is_established(peer):
                 entries = [e for e in by_peer.get(peer, ()) if (peer, e.prefix) not in touched]
                 keep = {prefix for owner, prefix in touched if owner == peer}
-                if not is_same_exabgp:
-                    # What the new ExaBGP has not heard again yet stays stale, until End-of-RIB.
+                if not is_same_exabgp or self._session(peer).is_peer_restarting:
+                    # What has not been heard again yet stays stale, until End-of-RIB.
                     heard = {entry.prefix for entry in entries}
                     keep |= {prefix for prefix in self.rib.table(peer) if prefix not in heard}
                 again |= self._correct_table(peer, entries, keep=keep, now_s=now_s)
-            elif is_same_exabgp:
+            elif is_same_exabgp and not self._session(peer).is_peer_restarting:
                 self.rib.drop(peer)
         self._bounced = set()
         self._is_current = True
@@ -260,6 +294,7 @@ class Sessions:
                 session = self._session(state.peer)
                 session.local_address = state.local_address
                 session.is_ebgp = state.is_ebgp
+                session.has_graceful_restart = state.has_graceful_restart
                 if session.status.state is SessionState.ESTABLISHED:
                     session.negotiated = state.families
 
@@ -270,15 +305,15 @@ class Sessions:
             is_complete = self.is_complete(peer, now_s)
             if is_complete:
                 session.refreshing.clear()
-                session.stale_since_s = None
+                self._forget_staleness(session)
                 if self.rib.sweep(peer):
                     changes.append(f"swept:{peer}")
                 if not session.was_complete:
                     changes.append(f"complete:{peer}")
             session.was_complete = is_complete
             since_s = session.stale_since_s
-            if since_s is not None and now_s - since_s >= RESTART_HOLD_S:
-                session.stale_since_s = None
+            if since_s is not None and now_s - since_s >= session.stale_hold_s:
+                self._forget_staleness(session)
                 if self.rib.sweep(peer):
                     changes.append(f"stale_hold_over:{peer}")
         return changes
@@ -299,6 +334,11 @@ class Sessions:
         # Counted from the first loss: a speaker that keeps dying must not keep routes for ever.
         if session.stale_since_s is None:
             session.stale_since_s = now_s
+            session.stale_hold_s = RESTART_HOLD_S
+
+    def _forget_staleness(self, session: _Session) -> None:
+        session.stale_since_s = None
+        session.is_peer_restarting = False
 
     def _end(self, session: _Session, reason: str, now_s: float) -> None:
         if session.status.state is not SessionState.IDLE:
@@ -318,14 +358,24 @@ class Sessions:
         session.last_update_s = now_s
 
     def _up(self, session: _Session, now_s: float) -> str:
-        self._bounced.add(session.status.address)
+        peer = session.status.address
+        self._bounced.add(peer)
         self._start(session, now_s, now_s)
-        return f"session_up:{session.status.address}"
+        if session.is_peer_restarting:
+            # Its restart time is over: it is back. From here on it has as long as our own side.
+            session.stale_since_s, session.stale_hold_s = now_s, RESTART_HOLD_S
+            if session.opened is not None:
+                offer = session.opened.graceful_restart
+                for family in set(Family) - (offer.preserved if offer else frozenset()):
+                    self.rib.sweep(peer, family)
+        return f"session_up:{peer}"
 
     def _down(self, session: _Session, reason: str, now_s: float) -> str | None:
         peer = session.status.address
         was_up = session.status.state is SessionState.ESTABLISHED
+        families = self._families_kept(session, reason)
         self._end(session, reason, now_s)
+        opened, session.opened = session.opened, None
         if not was_up:
             # Attempts fail and connections collide before a session comes up; what an earlier
             # ExaBGP heard from the peer is still waiting for it.
@@ -335,9 +385,30 @@ class Sessions:
         if reason == SHUTTING_DOWN:
             self._mark_stale(peer, now_s)
         else:
-            self.rib.drop(peer)
-            session.stale_since_s = None
+            # What is stale still has waited through one restart; there is no second.
+            self.rib.sweep(peer)
+            self._forget_staleness(session)
+            self.rib.mark_stale(
+                peer, [p for p in self.rib.table(peer) if Family.of(p) not in families]
+            )
+            self.rib.sweep(peer)
+            if self.rib.count(peer):
+                self._mark_stale(peer, now_s)
+                offer = opened.graceful_restart if opened is not None else None
+                if reason != CLOSED_BY_US:
+                    session.is_peer_restarting = True
+                    session.stale_hold_s = offer.restart_time_s if offer else RESTART_HOLD_S
         return f"session_down:{peer}"
+
+    def _families_kept(self, session: _Session, reason: str) -> frozenset[Family]:
+        """Whose paths outlive the end of an established session."""
+        if reason.startswith(NOTIFIED) or session.status.address not in self._helped:
+            return frozenset()
+        if session.opened is not None:
+            offer = session.opened.graceful_restart
+            return offer.families if offer is not None else frozenset()
+        # The OPEN came before this agent did; ExaBGP tells that the capability was in it, no more.
+        return (session.negotiated or frozenset()) if session.has_graceful_restart else frozenset()
 
     def _update(self, update: Update, now_s: float) -> str | None:
         session = self._session(update.peer)
@@ -374,10 +445,13 @@ class Sessions:
             and abs(session.status.since_s - since_s) <= SAME_SESSION_S
         )
         if not is_same:
+            # Another session than the one whose OPEN we saw.
+            session.opened = None
             session.status.flaps += session.status.state is SessionState.ESTABLISHED
             self._start(session, since_s, now_s)
         session.last_update_s = now_s
         session.negotiated = state.families
+        session.has_graceful_restart = state.has_graceful_restart
 
     def _to_ask_again(self, peer: Address, now_s: float) -> set[tuple[Address, Family]]:
         session = self._session(peer)
@@ -410,7 +484,10 @@ class Sessions:
         still_stale = {p for p in kept if p in hopless or (p in stale and p in keep)}
         self.rib.mark_stale(peer, still_stale)
         session = self._session(peer)
-        session.stale_since_s = (session.stale_since_s or now_s) if still_stale else None
+        if still_stale:
+            session.stale_since_s = session.stale_since_s or now_s
+        else:
+            self._forget_staleness(session)
         families = {Family.of(prefix) for prefix in hopless}
         session.refreshing |= families
         return {(peer, family) for family in families}

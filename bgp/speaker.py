@@ -203,7 +203,10 @@ class Speaker:
             return
         self._conf_file.set_peers(wanted)
         self._peers = wanted
-        self._beliefs.configure({a: peer.local_address for a, peer in wanted.items()})
+        self._beliefs.configure(
+            {address: peer.local_address for address, peer in wanted.items()},
+            helped={address for address, peer in wanted.items() if peer.graceful_restart_s},
+        )
         self._held = {key: value for key, value in self._held.items() if self._is_ours(key)}
         self._note_loaded()
         self._work.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
@@ -46,6 +47,8 @@ class Side(Protocol):
     async def begin(self, *peers: Peer) -> None: ...
     async def router_starts(self, number: int) -> None: ...
     async def router_stops(self, number: int) -> None: ...
+    async def router_dies(self, number: int) -> None: ...
+    async def router_returns(self, number: int) -> None: ...
     async def router_sends(self, number: int, *prefixes: str) -> None: ...
     def holds(self, number: int) -> dict[str, str]: ...
     def heard(self, number: int) -> list[str]: ...
@@ -59,7 +62,8 @@ class Side(Protocol):
 class FakeSide:
     """The fake world, spoken to as the real one is."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_graceful: bool) -> None:
+        self._is_graceful = is_graceful
         self.world = FakeWorld()
         self.changes: list[str] = []
         self.speaker: Speaker | FakeSpeaker = FakeSpeaker(self.world, on_change=self.changes.append)
@@ -97,6 +101,15 @@ class FakeSide:
     async def router_stops(self, number: int) -> None:
         self._running.discard(number)
         self.world.down(self.peer(number).address)
+
+    async def router_dies(self, number: int) -> None:
+        self._running.discard(number)
+        self.world.neighbor(self.peer(number).address).has_graceful_restart = self._is_graceful
+        self.world.restarts(self.peer(number).address)
+
+    async def router_returns(self, number: int) -> None:
+        self._running.add(number)
+        self.world.up(self.peer(number).address, end_of_rib=False)
 
     async def router_sends(self, number: int, *prefixes: str) -> None:
         address = self.peer(number).address
@@ -151,8 +164,8 @@ class FakeSide:
 class RealSide:
     """ExaBGP and two BIRDs in namespaces."""
 
-    def __init__(self, directory: Path) -> None:
-        self._routers = Routers(directory)
+    def __init__(self, directory: Path, *, is_graceful: bool) -> None:
+        self._routers = Routers(directory, graceful_restart=is_graceful)
         self._node = RealSpeakers(self._routers, directory)
         self.changes = self._node.changes
         self.speaker: Speaker | FakeSpeaker = self._node.speaker
@@ -171,6 +184,12 @@ class RealSide:
 
     async def router_stops(self, number: int) -> None:
         self._routers.birds[number].stop()
+
+    async def router_dies(self, number: int) -> None:
+        self._routers.birds[number].kill()
+
+    async def router_returns(self, number: int) -> None:
+        self._routers.birds[number].start(recovers=True)
 
     async def router_sends(self, number: int, *prefixes: str) -> None:
         self._routers.send(number, prefixes)
@@ -213,24 +232,39 @@ class RealSide:
             self._routers.close()
 
 
-@pytest.fixture(
-    params=[
-        "fake",
-        pytest.param("real", marks=[pytest.mark.netns, pytest.mark.exabgp, pytest.mark.bird]),
-    ]
-)
-async def side(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Side]:
-    if request.param == "fake":
-        made: Side = FakeSide()
+KINDS = [
+    "fake",
+    pytest.param("real", marks=[pytest.mark.netns, pytest.mark.exabgp, pytest.mark.bird]),
+]
+
+
+@asynccontextmanager
+async def made(kind: str, directory: Path, *, is_graceful: bool) -> AsyncIterator[Side]:
+    if kind == "fake":
+        side: Side = FakeSide(is_graceful=is_graceful)
     else:
         reason = why_not()
         if reason is not None:
             pytest.skip(reason)
-        made = RealSide(tmp_path)
+        side = RealSide(directory, is_graceful=is_graceful)
     try:
-        yield made
+        yield side
     finally:
-        await made.close()
+        await side.close()
+
+
+@pytest.fixture(params=KINDS)
+async def side(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Side]:
+    """The routers have graceful restart."""
+    async with made(request.param, tmp_path, is_graceful=True) as side:
+        yield side
+
+
+@pytest.fixture(params=KINDS)
+async def plain_side(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Side]:
+    """The routers have no graceful restart."""
+    async with made(request.param, tmp_path, is_graceful=False) as side:
+        yield side
 
 
 async def up(side: Side, number: int) -> None:
@@ -404,6 +438,77 @@ async def test_a_session_that_ends_takes_its_paths_with_it_and_no_others(side: S
     assert status.state is not SessionState.ESTABLISHED
     assert status.flaps == 1
     assert side.session(2) == session
+
+
+def learned(side: Side) -> set[str]:
+    return {str(prefix) for _, prefix in side.speaker.paths()}
+
+
+async def heard_all(side: Side, peer: Peer) -> None:
+    """Our End-of-RIB makes BIRD speak; its own make the peer complete."""
+    for family in Family:
+        await side.speaker.send_end_of_rib(peer.address, family)
+    if isinstance(side, FakeSide):
+        side.world.end_of_rib(peer.address)
+    await eventually(lambda: side.speaker.is_complete(peer.address), what="complete")
+
+
+async def test_a_router_that_restarts_has_its_paths_kept_until_end_of_rib(side: Side) -> None:
+    """RFC 4724: stale while it is away; what it does not say again goes at its End-of-RIB."""
+    peer = side.peer(1)
+    await side.router_sends(1, "10.9.0.0/26", "10.9.1.0/26")
+    await side.router_starts(1)
+    await side.begin(peer)
+    await up(side, 1)
+    await heard_all(side, peer)
+    await eventually(lambda: len(side.speaker.paths()) == 2, what="both paths")
+    await side.router_dies(1)
+    await eventually(lambda: not is_established(side.speaker, peer.address), what="down")
+    assert learned(side) == {"10.9.0.0/26", "10.9.1.0/26"}
+    assert side.speaker.sessions()[peer.address].routes_stale == 2
+    await side.router_sends(1, "10.9.1.0/26", "10.9.2.0/26")
+    await side.router_returns(1)
+    await up(side, 1)
+    assert learned(side) >= {"10.9.0.0/26", "10.9.1.0/26"}
+    await heard_all(side, peer)
+    await eventually(lambda: learned(side) == {"10.9.1.0/26", "10.9.2.0/26"}, what="swept")
+    assert side.speaker.sessions()[peer.address].routes_stale == 0
+
+
+async def test_a_second_restart_before_end_of_rib_is_not_forgiven(side: Side) -> None:
+    """What is stale already when the session is lost again is dropped."""
+    peer = side.peer(1)
+    await side.router_sends(1, "10.9.0.0/26")
+    await side.router_starts(1)
+    await side.begin(peer)
+    await up(side, 1)
+    await heard_all(side, peer)
+    await eventually(lambda: len(side.speaker.paths()) == 1, what="the path")
+    await side.router_dies(1)
+    await eventually(lambda: not is_established(side.speaker, peer.address), what="down")
+    await side.router_sends(1)
+    await side.router_returns(1)
+    # Nothing is said to it, so it does not say that it has said all.
+    await up(side, 1)
+    assert learned(side) == {"10.9.0.0/26"}
+    await side.router_dies(1)
+    await eventually(lambda: learned(side) == set(), what="dropped")
+
+
+async def test_without_graceful_restart_the_paths_go_at_once(plain_side: Side) -> None:
+    """The control of the two above: the same death, and nothing promised."""
+    side, peer = plain_side, plain_side.peer(1)
+    await side.router_sends(1, "10.9.0.0/26")
+    await side.router_starts(1)
+    await side.begin(peer)
+    await up(side, 1)
+    # Without graceful restart BIRD sends no End-of-RIB, but ours makes it speak.
+    await side.speaker.send_end_of_rib(peer.address, Family.IPV4)
+    await eventually(lambda: len(side.speaker.paths()) == 1, what="the path")
+    await side.router_dies(1)
+    await eventually(lambda: not is_established(side.speaker, peer.address), what="down")
+    assert learned(side) == set()
+    assert side.speaker.sessions()[peer.address].routes_stale == 0
 
 
 async def test_a_peer_is_complete_once_its_end_of_rib_has_come(side: Side) -> None:

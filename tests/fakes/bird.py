@@ -43,11 +43,24 @@ class Bird:
         """Whether the process lives."""
         return self._process is not None and self._process.poll() is None
 
-    def start(self) -> None:
-        """Starts BIRD and returns when it answers."""
+    def start(self, *, recovers: bool = False) -> None:
+        """Starts BIRD and returns when it answers.
+
+        Args:
+            recovers: it says that its kernel has kept the routes of before (RFC 4724).
+        """
         # Left by a killed BIRD, the old socket would refuse the first questions.
         self._control.unlink(missing_ok=True)
-        arguments = ["-f", "-c", self._config, "-s", self._control, "-P", self._pid_file]
+        arguments = [
+            *(["-R"] if recovers else []),
+            "-f",
+            "-c",
+            self._config,
+            "-s",
+            self._control,
+            "-P",
+            self._pid_file,
+        ]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 ["ip", "netns", "exec", self._netns, BIRD, *map(str, arguments)],

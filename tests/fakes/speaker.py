@@ -37,6 +37,7 @@ class FakeNeighbor:
     holds: dict[Prefix, Advertisement] = field(default_factory=dict)
     heard: list[str] = field(default_factory=list)
     has_sent_end_of_rib: bool = False
+    has_graceful_restart: bool = False
 
     def __str__(self) -> str:
         lines = [f"{self.address} {'Established' if self.is_up else 'Idle'}"]
@@ -71,15 +72,23 @@ class FakeWorld:
             if peer == address:
                 neighbor.holds[prefix] = value
                 neighbor.heard.append(f"announce {prefix}")
+        neighbor.has_sent_end_of_rib = end_of_rib
         if end_of_rib:
-            neighbor.has_sent_end_of_rib = True
             status.end_of_rib = set(neighbor.families)
         if self.speaker is not None:
             self.speaker.session_is_up(neighbor)
 
-    def down(self, address: Address, reason: str = "peer closed the session") -> None:
-        """The session ends; the router forgets what we said (no graceful restart here)."""
+    def restarts(self, address: Address) -> None:
+        """The router dies; its paths are kept when it has graceful restart, once."""
+        self.down(address, "closing connection", is_restart=True)
+
+    def down(
+        self, address: Address, reason: str = "peer closed the session", *, is_restart: bool = False
+    ) -> None:
+        """The session ends; the router forgets what we said."""
         neighbor = self.neighbor(address)
+        if self.speaker is not None and neighbor.is_up and self.is_exabgp_here:
+            self.speaker.session_ends(neighbor, is_kept=is_restart)
         neighbor.is_up, neighbor.has_sent_end_of_rib = False, False
         neighbor.holds.clear()
         status = self._status(address)
@@ -108,6 +117,7 @@ class FakeWorld:
         neighbor.has_sent_end_of_rib = True
         self._status(address).end_of_rib = set(neighbor.families)
         if self.speaker is not None:
+            self.speaker.has_heard_all(neighbor)
             self.speaker.changed(f"end_of_rib:{address}")
 
     def lose_exabgp(self) -> None:
@@ -197,6 +207,7 @@ class FakeSpeaker:
             address: replace(
                 self.world.statuses.get(address, PeerStatus(address)),
                 routes_received=paths[address],
+                routes_stale=sum(key[0] == address for key in self._stale_only()),
                 routes_advertised=advertised[address],
             )
             for address in self._known()
@@ -210,6 +221,18 @@ class FakeSpeaker:
             for prefix, path in self.world.neighbor(address).sends.items()
         }
         return {**self._stale, **live}
+
+    def _stale_only(self) -> set[AdvertisementKey]:
+        """What is kept and has not been heard again."""
+        return {
+            (address, prefix)
+            for address, prefix in self._stale
+            if not (
+                self.world.is_exabgp_here
+                and self.world.neighbor(address).is_up
+                and prefix in self.world.neighbor(address).sends
+            )
+        }
 
     def rejections(self) -> tuple[RejectedRoute, ...]:
         return tuple(self._rejections)
@@ -315,9 +338,19 @@ class FakeSpeaker:
         for key in [key for key in self._held if key[0] == neighbor.address]:
             self._tell(key, self._held.pop(key))
         if neighbor.has_sent_end_of_rib:
-            for key in [key for key in self._stale if key[0] == neighbor.address]:
-                del self._stale[key]
+            self.has_heard_all(neighbor)
         self._on_change(f"session_up:{neighbor.address}")
+
+    def has_heard_all(self, neighbor: FakeNeighbor) -> None:
+        """What is still stale is gone."""
+        for key in [key for key in self._stale if key[0] == neighbor.address]:
+            del self._stale[key]
+
+    def session_ends(self, neighbor: FakeNeighbor, *, is_kept: bool) -> None:
+        """What is stale still is dropped; the rest becomes so, if it is kept at all."""
+        self.has_heard_all(neighbor)
+        if is_kept and neighbor.has_graceful_restart:
+            self._stale.update({(neighbor.address, p): path for p, path in neighbor.sends.items()})
 
     def exabgp_is_lost(self) -> None:
         """Everything learned is kept, as stale."""

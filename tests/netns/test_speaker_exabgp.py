@@ -163,13 +163,19 @@ async def test_a_bridge_that_is_killed_is_replaced_and_nothing_moves(
 async def test_a_router_that_loses_its_power_comes_back(
     routers: Routers, node: RealSpeakers
 ) -> None:
-    """Its paths go with the session and come back with it; it is told our block again."""
+    """It promised to come back, so its paths wait for it; it says its kernel has lost them: gone.
+
+    They come again with its announcements, and it is told our block again.
+    """
     peer = await settled(routers, node)
     bird = routers.birds[1]
     bird.kill()
-    await eventually(lambda: node.speaker.paths() == {}, what="the paths are gone")
+    await eventually(lambda: not is_established(node.speaker, peer.address), what="down")
+    assert node.speaker.sessions()[peer.address].routes_stale == 2
     bird.start()
     await eventually(lambda: is_established(node.speaker, peer.address), what="session")
+    # BIRD has said nothing yet but its OPEN.
+    assert node.speaker.paths() == {}
     await pass_of_the_hub(node.speaker, peer)
     await eventually(lambda: node.speaker.is_complete(peer.address), what="complete")
     assert len(node.speaker.paths()) == 2

@@ -19,7 +19,9 @@ from bgp.paths import (
     EndOfRib,
     Event,
     Family,
+    GracefulRestart,
     Notification,
+    Opened,
     Origin,
     RefreshEnd,
     Rejection,
@@ -160,6 +162,25 @@ def test_recorded_events_decode_to_what_happened() -> None:
     assert [events(line) for line in golden("events.txt")] == expected
 
 
+def test_an_open_says_what_may_be_kept_in_a_restart() -> None:
+    """Recorded from a BIRD that recovers, one that starts afresh, one without the capability."""
+    both = frozenset(Family)
+    expected = [
+        (Opened(BIRD, GracefulRestart(120, both, preserved=both)),),
+        (Opened(BIRD, GracefulRestart(120, both, preserved=frozenset())),),
+        (Opened(BIRD, None),),
+    ]
+    lines = golden("opens.txt")
+    assert [events(line) for line in lines] == expected
+    # A family that we do not speak is none of ours; the rest of the capability stands.
+    foreign = lines[0].replace('"ipv4/unicast": [ "restart" ]', '"ipv4/multicast": [ "restart" ]')
+    ipv6 = frozenset({Family.IPV6})
+    assert events(foreign) == (Opened(BIRD, GracefulRestart(120, ipv6, preserved=ipv6)),)
+    for broken in ('"time": "x"', '"time": null'):
+        with pytest.raises(ProtocolError, match="restart time"):
+            events(lines[0].replace('"time": 120', broken))
+
+
 def test_raw_updates_are_bytes_with_their_peer() -> None:
     """What the tuned ExaBGP says instead of JSON."""
     line = b'{"slash32":"updates","peer":"192.0.2.2","ebgp":true,"raw":"AAEC"}'
@@ -195,6 +216,7 @@ def test_session_states_read_back() -> None:
         duration_s=32,
         families=frozenset(Family),
         has_route_refresh=True,
+        has_graceful_restart=True,
     )
     assert (expected,) == api.decode_neighbors(golden("neighbors.txt"))
     young = golden("neighbors.txt")[0].replace('"state": "up"', '"state": "down"')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -13,7 +14,9 @@ from bgp.paths import (
     Connected,
     EndOfRib,
     Family,
+    GracefulRestart,
     Notification,
+    Opened,
     Path,
     Prefix,
     RefreshEnd,
@@ -25,6 +28,7 @@ from bgp.paths import (
     Update,
 )
 from bgp.sessions import (
+    CLOSED_BY_US,
     END_OF_RIB_WAIT_S,
     MAX_REJECTIONS,
     QUIET_S,
@@ -96,6 +100,173 @@ def test_a_session_that_ends_takes_its_paths_and_its_end_of_rib() -> None:
     status = sessions.statuses()[ONE]
     assert (status.flaps, status.last_reason, status.end_of_rib) == (1, "hold timer", set())
     assert sessions.statuses()[TWO].end_of_rib == {Family.IPV4}
+
+
+# -- a peer restarts (RFC 4724 section 4.2) --------------------------------------------------------
+
+OFFER = GracefulRestart(60, BOTH, BOTH)
+BROKEN = "closing connection"
+
+
+def restarting(offer: GracefulRestart | None = OFFER, reason: str = BROKEN) -> Sessions:
+    """ONE, helped, has sent A and SIX, and its connection breaks at 10 s; TWO has sent B."""
+    sessions = fresh()
+    sessions.configure({ONE: US, TWO: US}, helped={ONE, TWO})
+    for peer, prefixes in ((ONE, (A, SIX)), (TWO, (B,))):
+        sessions.event(Opened(peer, offer), 1.0)
+        sessions.event(SessionUp(peer), 1.0)
+        sessions.event(Update(peer, tuple(path(peer, p) for p in prefixes)), 2.0)
+    assert sessions.event(SessionDown(ONE, reason), 10.0) == f"session_down:{ONE}"
+    return sessions
+
+
+def back(sessions: Sessions, now_s: float, offer: GracefulRestart | None = OFFER) -> None:
+    """ONE's session comes up again."""
+    sessions.event(Opened(ONE, offer), now_s)
+    sessions.event(SessionUp(ONE), now_s)
+
+
+def kept(sessions: Sessions) -> set[Prefix]:
+    return set(sessions.rib.table(ONE))
+
+
+def ticks(sessions: Sessions, now_s: float) -> list[str]:
+    """What the time alone changes for ONE."""
+    return [reason for reason in sessions.tick(now_s) if str(ONE) in reason]
+
+
+def test_a_restarting_peers_paths_are_kept_and_marked() -> None:
+    """All of them, though the session is down; the other peer's are nobody's business."""
+    sessions = restarting()
+    assert kept(sessions) == {A, SIX}
+    assert sessions.rib.stale(ONE) == {A, SIX}
+    status = sessions.statuses()[ONE]
+    assert (status.state, status.routes_stale) == (SessionState.IDLE, 2)
+    assert not sessions.is_complete(ONE, 11.0)
+    assert sessions.statuses()[TWO].routes_stale == 0
+
+
+def test_end_of_rib_sweeps_what_a_restarted_peer_has_not_said_again() -> None:
+    """Family by family; what it did say stays, and is stale no more."""
+    sessions = restarting()
+    back(sessions, 20.0)
+    assert kept(sessions) == {A, SIX}
+    sessions.event(Update(ONE, (path(ONE, A),)), 20.1)
+    sessions.event(EndOfRib(ONE, Family.IPV4), 20.2)
+    assert kept(sessions) == {A, SIX}
+    assert sessions.rib.stale(ONE) == {SIX}
+    sessions.event(EndOfRib(ONE, Family.IPV6), 20.3)
+    assert kept(sessions) == {A}
+
+
+def test_a_peer_that_does_not_come_back_in_its_own_restart_time_is_given_up() -> None:
+    """60 s is what this one asked for; a failed attempt is no new lease."""
+    sessions = restarting()
+    sessions.event(SessionDown(ONE, BROKEN), 65.0)
+    assert ticks(sessions, 69.9) == []
+    assert kept(sessions) == {A, SIX}
+    assert ticks(sessions, 70.0) == [f"stale_hold_over:{ONE}"]
+    assert kept(sessions) == set()
+
+
+def test_a_peer_that_is_back_has_longer_than_its_restart_time() -> None:
+    """Its table may be large; it ends with End-of-RIB, with silence, or after the longest hold."""
+    sessions = restarting()
+    back(sessions, 69.0)
+    for now_s in range(70, 189):
+        # Never quiet, never at an end.
+        sessions.event(Update(ONE, (path(ONE, A, now_s),)), float(now_s))
+        ticks(sessions, float(now_s))
+        assert kept(sessions) == {A, SIX}
+    assert ticks(sessions, 69.0 + RESTART_HOLD_S) == [f"stale_hold_over:{ONE}"]
+    assert kept(sessions) == {A}
+
+
+def test_a_second_restart_before_end_of_rib_drops_what_was_stale() -> None:
+    """What had been said again is kept for the second restart, and nothing else."""
+    sessions = restarting()
+    back(sessions, 20.0)
+    sessions.event(Update(ONE, (path(ONE, A),)), 20.1)
+    sessions.event(SessionDown(ONE, BROKEN), 21.0)
+    assert kept(sessions) == {A}
+    back(sessions, 30.0)
+    sessions.event(SessionDown(ONE, BROKEN), 31.0)
+    assert kept(sessions) == set()
+
+
+@pytest.mark.parametrize(
+    ("offer", "left"),
+    [
+        (None, set()),
+        (GracefulRestart(60, BOTH, frozenset()), set()),
+        (GracefulRestart(60, BOTH, frozenset({Family.IPV4})), {A}),
+        (OFFER, {A, SIX}),
+    ],
+)
+def test_a_peer_that_has_lost_its_forwarding_state_is_believed(
+    offer: GracefulRestart | None, left: set[Prefix]
+) -> None:
+    """Its new OPEN says what its kernel still has; the rest would be a black hole."""
+    sessions = restarting()
+    back(sessions, 20.0, offer)
+    assert kept(sessions) == left
+
+
+@pytest.mark.parametrize("reason", ["notification sent (4,0)", "notification received (6,2)"])
+def test_a_notification_is_no_restart(reason: str) -> None:
+    """Nor is a hold timer: a dead router is found as fast as without graceful restart."""
+    assert kept(restarting(reason=reason)) == set()
+
+
+def test_only_what_was_negotiated_is_kept() -> None:
+    """No capability, another family, or none of ours: gone at once."""
+    assert kept(restarting(None)) == set()
+    assert kept(restarting(GracefulRestart(60, frozenset({Family.IPV6}), BOTH))) == {SIX}
+    sessions = fresh()
+    sessions.configure({ONE: US})
+    sessions.event(Opened(ONE, OFFER), 1.0)
+    sessions.event(SessionUp(ONE), 1.0)
+    sessions.event(Update(ONE, (path(ONE, A),)), 2.0)
+    sessions.event(SessionDown(ONE, BROKEN), 3.0)
+    assert kept(sessions) == set()
+
+
+def test_an_agent_that_came_later_asks_exabgp_for_the_capability() -> None:
+    """It has not seen the OPEN: all that was negotiated is kept, for the usual time."""
+    for has_it in (True, False):
+        sessions = Sessions()
+        sessions.configure({ONE: US}, helped={ONE})
+        reported = replace(state(ONE), has_graceful_restart=has_it)
+        read_back(sessions, [reported], [path(ONE, A)])
+        sessions.event(SessionDown(ONE, BROKEN), 10.0)
+        assert kept(sessions) == ({A} if has_it else set())
+        assert ticks(sessions, 10.0 + RESTART_HOLD_S - 0.1) == []
+        ticks(sessions, 10.0 + RESTART_HOLD_S)
+        assert kept(sessions) == set()
+
+
+def test_a_session_that_we_reset_keeps_its_paths_whatever_the_peers_forwarding_state() -> None:
+    """A changed password, say: we went away, not the peer."""
+    sessions = restarting(reason=CLOSED_BY_US)
+    assert sessions.rib.stale(ONE) == {A, SIX}
+    back(sessions, 20.0, GracefulRestart(60, BOTH, frozenset()))
+    assert kept(sessions) == {A, SIX}
+
+
+def test_a_bridge_that_dies_while_a_peer_restarts_changes_nothing() -> None:
+    """Neither with the session down, nor with it up again and not at its end."""
+    sessions = restarting()
+    sessions.lost(11.0)
+    read_back(sessions, [state(ONE, is_up=False), state(TWO)], [path(TWO, B)], now_s=12.0)
+    assert sessions.rib.stale(ONE) == {A, SIX}
+    assert ticks(sessions, 69.9) == []
+    back(sessions, 69.9)
+    sessions.event(Update(ONE, (path(ONE, A),)), 70.0)
+    sessions.lost(71.0)
+    read_back(
+        sessions, [state(ONE, duration_s=2), state(TWO)], [path(ONE, A), path(TWO, B)], now_s=72.0
+    )
+    assert sessions.rib.stale(ONE) == {SIX}
 
 
 def test_a_notification_is_kept_for_people() -> None:
