@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
-from bgp.advertising import AdvertisementKey
+from bgp.advertising import AdvertisementKey, Unsayable, as_said_to
 from bgp.exabgp_commands import ProtocolError, route
 from bgp.paths import Address, Advertisement, Family, Peer
 
@@ -101,15 +101,14 @@ def _routes(
     peers: Mapping[Address, Peer], announced: Mapping[AdvertisementKey, Advertisement]
 ) -> dict[Address, str]:
     lines: dict[Address, list[str]] = {}
-    for (address, prefix), advertisement in announced.items():
+    for (address, _), advertisement in announced.items():
         peer = peers.get(address)
-        if peer is None or Family.of(prefix) not in peer.families:
-            continue
-        if advertisement.next_hop is None and prefix.version != peer.local_address.version:
+        if peer is None:
             continue
         try:
-            text = route(advertisement, prepend_asn=peer.local_asn if peer.is_ebgp else None)
-        except ProtocolError:
+            said = as_said_to(peer, advertisement)
+            text = route(said, prepend_asn=peer.local_asn if peer.is_ebgp else None)
+        except (Unsayable, ProtocolError):
             continue
         lines.setdefault(address, []).append(f"    route {text};\n")
     return {

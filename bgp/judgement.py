@@ -81,7 +81,9 @@ def _next_hop(value: object, prefix: Prefix) -> Address | str:
         return "next-hop-malformed"
     if getattr(address, "scope_id", None) is not None:
         return "next-hop-malformed"
-    if address.version != prefix.version:
+    if address.version == 4 and prefix.version == 6:
+        # The reverse is RFC 8950, and nothing that was not negotiated: in a plain UPDATE an IPv4
+        # prefix has no room for such a next hop.
         return "next-hop-family"
     for reason, is_bad in (
         ("next-hop-unspecified", address.is_unspecified),

@@ -31,6 +31,7 @@ from bgp.advertising import AdvertisementDelta as AdvertisementDelta
 from bgp.advertising import AdvertisementKey as AdvertisementKey
 from bgp.advertising import BgpFailure as BgpFailure
 from bgp.advertising import NotSent as NotSent
+from bgp.advertising import Unsayable, as_said_to
 from bgp.conf_file import ConfFile
 from bgp.conversation import Conversation, ConversationLost
 from bgp.exabgp_api import Hello
@@ -302,14 +303,9 @@ class Speaker:
             return f"{key[0]} is not a configured peer"
         if value is None:
             return None
-        if Family.of(key[1]) not in peer.families:
-            return f"{key[0]} is not configured for {Family.of(key[1]).value}"
-        hop = peer.local_address if value.next_hop is None else value.next_hop
-        if hop.version != key[1].version:
-            return f"{key[1]} needs a next hop of its own family; {hop} is not"
         try:
             self._command(key, value)
-        except ProtocolError as error:
+        except (Unsayable, ProtocolError) as error:
             return str(error)
         return None
 
@@ -345,11 +341,11 @@ class Speaker:
     def _command(self, key: AdvertisementKey, value: Advertisement | None) -> str:
         if value is None:
             return commands.withdraw(*key)
-        return commands.announce(key[0], value, prepend_asn=self._prepend_asn(key[0]))
-
-    def _prepend_asn(self, address: Address) -> int | None:
-        peer = (self._peers or {}).get(address)
-        return peer.local_asn if peer is not None and peer.is_ebgp else None
+        peer = (self._peers or {}).get(key[0])
+        if peer is None:
+            raise Unsayable(f"{key[0]} is not a configured peer")
+        prepend_asn = peer.local_asn if peer.is_ebgp else None
+        return commands.announce(key[0], as_said_to(peer, value), prepend_asn=prepend_asn)
 
     async def _hand_over(self, peer: Address) -> list[NotSent]:
         """Sends what was held for a session that is up now. The caller holds the lock."""

@@ -62,6 +62,11 @@ class Routers:
         self._sends: dict[int, list[str]] = {1: [], 2: []}
         self.export_actions: dict[int, str] = {1: "", 2: ""}
         """BIRD statements for what a router exports: attributes that it adds."""
+        self.session_version = {1: 4, 2: 4}
+        """Over which version of IP a router's session runs; set before anything starts."""
+        self.options: dict[int, str] = {1: "", 2: ""}
+        """More statements for a router's BGP protocol, and for its IPv4 channel."""
+        self.ipv4_options: dict[int, str] = {1: "", 2: ""}
         self.birds: dict[int, Bird] = {}
         try:
             self._build(directory)
@@ -113,13 +118,18 @@ class Routers:
         """The node's session with router ``number``."""
         return Peer(
             name=f"router{number}",
-            address=ip_address(f"10.255.{number}.2"),
+            address=self._address(number, 2),
             remote_asn=65000 + 10 * number,
             local_asn=NODE_ASN,
-            local_address=ip_address(f"10.255.{number}.1"),
+            local_address=self._address(number, 1),
             router_id=IPv4Address("10.255.255.1"),
             families=families,
         )
+
+    def _address(self, number: int, end: int) -> Address:
+        if self.session_version[number] == 4:
+            return ip_address(f"10.255.{number}.{end}")
+        return ip_address(f"2001:db8:{number}::{end}")
 
     def sent(self, number: int) -> list[str]:
         """What router ``number`` announces at present."""
@@ -128,6 +138,10 @@ class Routers:
     def send(self, number: int, prefixes: Iterable[str]) -> None:
         """Router ``number`` announces exactly these from now on."""
         self._sends[number] = list(prefixes)
+        self.reconfigure(number)
+
+    def reconfigure(self, number: int) -> None:
+        """Makes router ``number`` what the tables here say, now or at its start."""
         bird = self.birds[number]
         if bird.is_running:
             bird.configure(self._config(number))
@@ -161,13 +175,14 @@ filter ours {{
   accept;
 }}
 protocol bgp node {{
-  local 10.255.{number}.2 as {65000 + 10 * number};
-  neighbor 10.255.{number}.1 as {NODE_ASN};
+  local {self._address(number, 2)} as {65000 + 10 * number};
+  neighbor {self._address(number, 1)} as {NODE_ASN};
+  {self.options[number]}
   hold time 9;
   {restart}
   connect delay time 1;
   error wait time 1,2;
-  ipv4 {{ import all; export filter ours; }};
+  ipv4 {{ import all; export filter ours; {self.ipv4_options[number]} }};
   ipv6 {{ import all; export filter ours;
     next hop address 2001:db8:{number}::2; }};
 }}

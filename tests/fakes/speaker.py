@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from bgp.advertising import Unsayable, as_said_to
 from bgp.exabgp_commands import ProtocolError, announce
 from bgp.paths import (
     Address,
@@ -304,15 +305,10 @@ class FakeSpeaker:
             return f"{key[0]} is not a configured peer"
         if value is None:
             return None
-        if Family.of(key[1]) not in peer.families:
-            return f"{key[0]} is not configured for {Family.of(key[1]).value}"
-        hop = peer.local_address if value.next_hop is None else value.next_hop
-        if hop.version != key[1].version:
-            return f"{key[1]} needs a next hop of its own family; {hop} is not"
         try:
             # The words are checked where the lines are made.
-            announce(key[0], value)
-        except ProtocolError as error:
+            announce(key[0], as_said_to(peer, value))
+        except (Unsayable, ProtocolError) as error:
             return str(error)
         return None
 

@@ -258,7 +258,7 @@ def test_the_bridge_introduces_exabgp() -> None:
         ("240.0.0.1", "next-hop-reserved"),
         ("0.1.2.3", "next-hop-this-network"),
         ("169.254.1.1", NEXT_HOP_LINK_LOCAL),
-        ("2001:db8::1", "next-hop-family"),
+        ("fe80::1", NEXT_HOP_LINK_LOCAL),
         ("fe80::1%eth0", "next-hop-malformed"),
         ("nonsense", "next-hop-malformed"),
     ],
@@ -289,6 +289,23 @@ def test_an_ipv6_route_with_only_a_link_local_next_hop_is_rejected() -> None:
     assert events(line) == (
         Update(TOR, rejected=(Rejection(ip_network("2001:db8:9::/64"), NEXT_HOP_LINK_LOCAL),)),
     )
+
+
+def test_ipv4_may_go_over_ipv6_and_not_the_reverse() -> None:
+    """RFC 8950 has one direction."""
+    line = update_line(
+        announce={
+            "ipv4 unicast": {"2001:db8::1": [{"nlri": "10.9.0.0/26"}]},
+            "ipv6 unicast": {"192.0.2.2": [{"nlri": "2001:db8:9::/64"}]},
+        },
+        attribute=GOOD_ATTRIBUTES,
+    )
+    (event,) = events(line)
+    assert isinstance(event, Update)
+    assert [(str(p.prefix), str(p.next_hop)) for p in event.announced] == [
+        ("10.9.0.0/26", "2001:db8::1")
+    ]
+    assert event.rejected == (Rejection(ip_network("2001:db8:9::/64"), "next-hop-family"),)
 
 
 @pytest.mark.parametrize(

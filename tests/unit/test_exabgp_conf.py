@@ -208,6 +208,14 @@ def test_our_routes_are_written_and_read_back() -> None:
     assert announced_in(conf(TOR, FAR).text) == {}
 
 
+def test_ipv4_over_ipv6_has_its_next_hop_spelled_out() -> None:
+    """ExaBGP's `self` is of the prefix's family; where RFC 8950 is off the route is left out."""
+    announced = told(FAR, Advertisement(BLOCK))
+    assert "route 10.244.1.64/26 next-hop 2001:db8::1;" in conf(FAR, announced=announced).text
+    plain = replace(FAR, extended_next_hop=False)
+    assert conf(plain, announced=announced).text == conf(plain).text
+
+
 def test_routes_are_no_part_of_the_mark() -> None:
     """ExaBGP has them from the agent: a change of theirs asks for no reload."""
     assert conf(TOR, announced=told(TOR, COLOURED)).mark == conf(TOR).mark
