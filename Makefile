@@ -4,6 +4,7 @@
 #   make test     ruff, mypy --strict, import-linter and every test (root)
 #   make chaos    the fault matrix: break it on purpose, with numbers; ROWS=R1,L (root)
 #   make bench-cni  ours beside ptp + host-local, in one run (root)
+#   make interop  our sessions beside real BIRD, FRR, GoBGP and OpenBGPD; writes docs/interop.md (root)
 #   make setup    Debian packages and .venv, without running anything
 #   make manifests  writes what is made: manifests/crds, install.yaml, docs/resources.md
 #   make clean    removes what the targets made inside the project
@@ -72,6 +73,11 @@ docs-pictures: setup
 # BENCH_ARGS=... for instance BENCH_ARGS='--pods 0,1000 --rounds 60 --endurance 20000'
 bench-cni: setup-dev
 	$(VENV)/bin/python -m lab.bench.cni $(BENCH_ARGS)
+
+.PHONY: interop
+# INTEROP_ARGS=... for instance INTEROP_ARGS='--only frr --cases md5,gtsm'
+interop: setup-dev
+	$(VENV)/bin/python -m lab.interop --write docs/interop.md $(INTEROP_ARGS)
 
 # ---- manifests -----------------------------------------------------------------------------------
 

@@ -41,11 +41,13 @@ from bgp.paths import (
     SpeakerShutdown,
     Update,
 )
+from bgp.reasons import notification_text
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
 """An UPDATE has at most 64 KiB, about 1 MiB as JSON; a longer line is not ExaBGP's."""
 
-MAX_REASON_CHARACTERS = 200
+MAX_REASON_CHARACTERS = 300
+"""A shutdown communication has up to 255 bytes (RFC 9003 section 2)."""
 
 SHUTTING_DOWN = "stop, message [shutting down]"
 """The reason of a SessionDown that ExaBGP caused by ending itself, not the peer."""
@@ -301,9 +303,9 @@ def _refresh(peer: Address, refresh: dict[str, Any]) -> tuple[Event, ...]:
 def _notification_text(value: object) -> str:
     if not isinstance(value, dict):
         return _printable(value)
-    text = f"{value.get('code')}/{value.get('subcode')}"
-    message = value.get("message")
-    return _printable(f"{text} {message}" if message else text)
+    code = integer_of(value.get("code"), "notification code")
+    subcode = integer_of(value.get("subcode"), "notification subcode")
+    return _printable(notification_text(code, subcode, str(value.get("message") or "")))
 
 
 def _printable(value: object) -> str:

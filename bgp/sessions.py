@@ -41,6 +41,7 @@ from bgp.paths import (
     SpeakerShutdown,
     Update,
 )
+from bgp.reasons import CLOSED_BY_US, NOTIFIED, is_telling, session_reason
 
 RESTART_HOLD_S = 120.0
 """How long the paths of a lost ExaBGP are believed, from the first loss on; and those of a peer
@@ -65,12 +66,6 @@ class RejectedRoute:
     reason: str
 
 
-NOTIFIED = "notification"
-"""How ExaBGP begins the reason of a session that a NOTIFICATION ended, sent or received."""
-CLOSED_BY_US = "graceful restarted negotiated, closing without sending any notification"
-"""The reason when the session's configuration changed, or somebody said `teardown`."""
-
-
 @dataclass(slots=True)
 class _Session:
     status: PeerStatus
@@ -83,6 +78,8 @@ class _Session:
     stale_hold_s: float = RESTART_HOLD_S
     is_peer_restarting: bool = False
     """The stale paths await the peer, not our own ExaBGP."""
+    said: str = ""
+    """What the NOTIFICATION was that came on this connection."""
     opened: Opened | None = None
     """The present session's OPEN; None when it came before we were there."""
     has_graceful_restart: bool = False
@@ -210,7 +207,7 @@ class Sessions:
             self.rib.sweep(peer, event.family)
             return f"refreshed:{peer}"
         if isinstance(event, Notification):
-            session.status.last_reason = event.text
+            session.status.last_reason = session.said = event.text
         elif session.status.state is SessionState.IDLE:
             session.status.state = SessionState.CONNECTED
         return None
@@ -374,7 +371,12 @@ class Sessions:
         peer = session.status.address
         was_up = session.status.state is SessionState.ESTABLISHED
         families = self._families_kept(session, reason)
-        self._end(session, reason, now_s)
+        before = session.status.last_reason
+        self._end(session, session_reason(reason, said=session.said), now_s)
+        session.said = ""
+        if not was_up and before and not is_telling(reason):
+            # That the next attempt failed as well says less than why the session ended.
+            session.status.last_reason = before
         opened, session.opened = session.opened, None
         if not was_up:
             # Attempts fail and connections collide before a session comes up; what an earlier

@@ -64,6 +64,9 @@ curl curl
 cc gcc
 /usr/include/errno.h libc6-dev
 strace strace
+/usr/lib/frr/bgpd frr
+/usr/bin/gobgpd gobgpd
+/usr/sbin/bgpd openbgpd
 LIST
     fi
     if [ "$python" = none ]; then
@@ -83,6 +86,20 @@ quiet_bird() {
         /etc/init.d/bird stop >/dev/null 2>&1 || true
         update-rc.d bird disable >/dev/null 2>&1 || true
     fi
+}
+
+# The same for the other routers that `make interop` runs, each with files of its own.
+quiet_routers() {
+    for pair in frr:frr gobgpd:gobgpd openbgpd:openbgpd openbgpd:bgplgd; do
+        package="${pair%:*}" unit="${pair#*:}"
+        case " $packages" in *" $package "*) ;; *) continue ;; esac
+        if [ -d /run/systemd/system ]; then
+            systemctl disable --now "$unit.service" >/dev/null 2>&1 || true
+        elif [ -x "/etc/init.d/$unit" ]; then
+            "/etc/init.d/$unit" stop >/dev/null 2>&1 || true
+            update-rc.d "$unit" disable >/dev/null 2>&1 || true
+        fi
+    done
 }
 
 # The same for the runtimes that the tests drive with a configuration of their own.
@@ -113,6 +130,7 @@ install_packages() {
     fi
     rm -f "$log"
     case " $packages" in *" bird2 "*) quiet_bird ;; esac
+    quiet_routers
     quiet_runtimes
     python="$(find_python)"
     left="$(missing_packages | sort -u | tr '\n' ' ')"

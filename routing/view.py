@@ -93,6 +93,7 @@ def peer_rows(belief: Belief) -> list[Row]:
                 "since_s": round(belief.now_s - status.since_s, 1) if status else None,
                 "received": len(received),
                 "accepted": sum(1 for key in received if key not in rejected),
+                "stale": status.routes_stale if status else 0,
                 "advertised": sum(1 for key in belief.advertised if key[0] == address),
                 "flaps": status.flaps if status else 0,
                 "hold_time_s": peer.hold_time_s,
@@ -109,6 +110,8 @@ def _peer_reason(belief: Belief, status: PeerStatus | None) -> str:
         return "not in ExaBGP's configuration yet"
     if status.state is SessionState.ESTABLISHED:
         return ""
+    if status.routes_stale:
+        return f"{status.last_reason}; {status.routes_stale} routes kept (graceful restart)"
     return status.last_reason
 
 

@@ -122,7 +122,7 @@ def test_recorded_events_decode_to_what_happened() -> None:
         (Update(TOR, (BgpPath(TOR, v6, ip_address("2001:db8::2"), (65000,), 1, Origin.IGP),)),),
         (),
         (RefreshEnd(TOR, Family.IPV6),),
-        (Notification(TOR, "6/2"),),
+        (Notification(TOR, "6/2 cease: administrative shutdown"),),
         (
             Update(
                 BIRD,

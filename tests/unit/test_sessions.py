@@ -27,8 +27,8 @@ from bgp.paths import (
     SpeakerShutdown,
     Update,
 )
+from bgp.reasons import CLOSED_BY_US
 from bgp.sessions import (
-    CLOSED_BY_US,
     END_OF_RIB_WAIT_S,
     MAX_REJECTIONS,
     QUIET_S,
@@ -275,6 +275,26 @@ def test_a_notification_is_kept_for_people() -> None:
     assert sessions.event(Notification(ONE, "6/2 maintenance"), 1.0) is None
     assert sessions.event(Notification(None, "?"), 1.0) is None
     assert sessions.statuses()[ONE].last_reason == "6/2 maintenance"
+
+
+def test_the_reason_is_what_the_peer_said_and_a_later_failure_does_not_hide_it() -> None:
+    """Its shutdown text stands until something more telling happens."""
+    sessions = fresh()
+    sessions.event(SessionUp(ONE), 1.0)
+    sessions.event(Notification(ONE, "6/2 cease: administrative shutdown: noon"), 2.0)
+    sessions.event(SessionDown(ONE, "notification received (6,2)"), 2.0)
+    said = "the peer said 6/2 cease: administrative shutdown: noon"
+    assert sessions.statuses()[ONE].last_reason == said
+    sessions.event(SessionDown(ONE, BROKEN), 3.0)
+    assert sessions.statuses()[ONE].last_reason == said
+    sessions.event(SessionDown(ONE, "notification sent (2,2)"), 4.0)
+    assert "AS number" in sessions.statuses()[ONE].last_reason
+    sessions.event(SessionUp(ONE), 5.0)
+    sessions.event(SessionDown(ONE, "notification sent (4,0)"), 6.0)
+    assert sessions.statuses()[ONE].last_reason == "we said 4/0 hold timer expired"
+    sessions.event(SessionUp(ONE), 7.0)
+    sessions.event(SessionDown(ONE, BROKEN), 8.0)
+    assert sessions.statuses()[ONE].last_reason == BROKEN
 
 
 def test_complete_means_end_of_rib_of_every_negotiated_family() -> None:

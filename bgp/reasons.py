@@ -1,0 +1,89 @@
+"""Why a session is down, in words an operator can act on. Pure.
+
+ExaBGP says `notification sent (4,0)`, and `closing connection` to whatever goes wrong below BGP.
+The words are those of RFC 4271 section 4.5, RFC 4486 and RFC 6608; a text that the peer's operator
+has sent along (RFC 9003) is kept.
+"""
+
+from __future__ import annotations
+
+import re
+
+NOTIFIED = "notification"
+"""How ExaBGP begins the reason of a session that a NOTIFICATION ended, sent or received."""
+
+CLOSED_BY_US = "graceful restarted negotiated, closing without sending any notification"
+"""The reason when the session's configuration changed, or somebody said `teardown`."""
+
+_IN_BRACKETS = re.compile(r"notification (sent|received) \((\d+),(\d+)\)\Z")
+
+_CODES = {
+    1: "message header error",
+    2: "OPEN refused",
+    3: "UPDATE refused",
+    4: "hold timer expired",
+    5: "state machine error",
+    6: "cease",
+}
+_SUBCODES = {
+    (1, 1): "connection not synchronised (TCP-MD5 or a middlebox?)",
+    (1, 2): "bad message length",
+    (1, 3): "bad message type",
+    (2, 1): "unsupported version",
+    (2, 2): "the peer's AS number is not the configured one",
+    (2, 3): "bad BGP identifier (two routers with one router id?)",
+    (2, 4): "unsupported optional parameter",
+    (2, 6): "unacceptable hold time",
+    (2, 7): "unsupported capability",
+    (3, 1): "malformed attribute list",
+    (3, 2): "unrecognised well-known attribute",
+    (3, 3): "missing well-known attribute",
+    (3, 4): "attribute flags",
+    (3, 5): "attribute length",
+    (3, 6): "invalid ORIGIN",
+    (3, 8): "invalid NEXT_HOP",
+    (3, 9): "optional attribute",
+    (3, 10): "invalid network field",
+    (3, 11): "malformed AS_PATH",
+    (5, 1): "unexpected message in OpenSent",
+    (5, 2): "unexpected message in OpenConfirm",
+    (5, 3): "unexpected message in Established",
+    (6, 1): "maximum number of prefixes reached",
+    (6, 2): "administrative shutdown",
+    (6, 3): "peer de-configured",
+    (6, 4): "administrative reset",
+    (6, 5): "connection rejected",
+    (6, 6): "other configuration change",
+    (6, 7): "connection collision resolution",
+    (6, 8): "out of resources",
+    (6, 9): "hard reset",
+}
+
+
+def notification_text(code: int, subcode: int, message: str = "") -> str:
+    """``6/2 cease: administrative shutdown: maintenance at noon``.
+
+    Args:
+        code, subcode: as in RFC 4271 section 4.5.
+        message: what ExaBGP made of the data.
+    """
+    words = [_CODES.get(code, "unknown error"), _SUBCODES.get((code, subcode), "")]
+    communication = re.fullmatch(r'Shutdown Communication: "(.*)"', message, re.DOTALL)
+    words.append(communication[1] if communication else message)
+    return f"{code}/{subcode} " + ": ".join(word for word in words if word)
+
+
+def session_reason(reason: str, *, said: str = "") -> str:
+    """ExaBGP's reason for a session's end, with what a NOTIFICATION in the session ``said``."""
+    match = _IN_BRACKETS.fullmatch(reason)
+    if match is None:
+        return reason
+    side = "we said" if match[1] == "sent" else "the peer said"
+    if match[1] == "received" and said:
+        return f"{side} {said}"
+    return f"{side} {notification_text(int(match[2]), int(match[3]))}"
+
+
+def is_telling(reason: str) -> bool:
+    """Whether a failed attempt's reason may replace that of the session which ended before it."""
+    return reason.startswith(NOTIFIED)
