@@ -267,10 +267,13 @@ class Sessions:
             elif self.is_established(peer):
                 entries = [e for e in by_peer.get(peer, ()) if (peer, e.prefix) not in touched]
                 keep = {prefix for owner, prefix in touched if owner == peer}
-                if not is_same_exabgp or self._session(peer).is_peer_restarting:
-                    # What has not been heard again yet stays stale, until End-of-RIB.
+                if not is_same_exabgp:
+                    # What the new ExaBGP has not heard again yet stays stale, until End-of-RIB.
                     heard = {entry.prefix for entry in entries}
                     keep |= {prefix for prefix in self.rib.table(peer) if prefix not in heard}
+                elif self._session(peer).is_peer_restarting:
+                    # So does what a peer that is just back has not said again.
+                    keep |= self.rib.stale(peer) - {entry.prefix for entry in entries}
                 again |= self._correct_table(peer, entries, keep=keep, now_s=now_s)
             elif is_same_exabgp and not self._session(peer).is_peer_restarting:
                 self.rib.drop(peer)
