@@ -176,6 +176,9 @@ def _listening_that_heals() -> None:
         installed_keys[key] = keyed
         limits = [int(n["incoming-ttl"] or 0) for n in neighbors]
         _minimum_ttl(bound, min(limits))
+        if max(limits):
+            # A peer with GTSM looks at our SYN-ACK too, which has the listening socket's TTL.
+            _sending_ttl(bound, 255)
         return ""
 
     incoming = _listener.Listener.incoming
@@ -204,6 +207,13 @@ def _minimum_ttl(io: Any, value: int) -> None:
         io.setsockopt(socket.IPPROTO_IPV6, _tcp.IPV6_MINHOPCOUNT, value)
     else:
         io.setsockopt(socket.IPPROTO_IP, _tcp.ip_minttl(), value)
+
+
+def _sending_ttl(io: Any, value: int) -> None:
+    if io.family == socket.AF_INET6:
+        io.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, value)
+    else:
+        io.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, value)
 
 
 # -- collisions ------------------------------------------------------------------------------------

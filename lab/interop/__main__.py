@@ -56,7 +56,7 @@ def main(only: str, cases: str, write: Path | None) -> None:
         with interrupts.interruptible():
             cells = run_all(daemons, chosen, tell=tell)
             versions = {
-                name: DAEMONS[name].version() if DAEMONS[name].is_installed() else name
+                name: DAEMONS[name].title_and_version() if DAEMONS[name].is_installed() else name
                 for name in daemons
             }
     except LabFailure as error:

@@ -20,6 +20,7 @@ class Bird(Daemon):
     """BIRD 2; learned routes go into its namespace's kernel."""
 
     name = "bird"
+    title = "BIRD"
     package = "bird2"
     programs = ("/usr/sbin/bird", "/usr/sbin/birdc")
 

@@ -8,6 +8,7 @@ used, so that a machine that runs such a daemon for real is not disturbed.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 from abc import ABC, abstractmethod
@@ -39,8 +40,12 @@ class Daemon(ABC):
     """
 
     name: ClassVar[str]
+    title: ClassVar[str]
+    """As its authors write it."""
     package: ClassVar[str]
     """Debian's."""
+    accepts_keyed: ClassVar[bool] = True
+    """Takes connections with TCP-MD5; otherwise only those that it opens itself have the key."""
     programs: ClassVar[tuple[str, ...]]
     """Absolute paths of what must be installed."""
 
@@ -92,6 +97,12 @@ class Daemon(ABC):
     @abstractmethod
     def version(cls) -> str:
         """What the program says of itself."""
+
+    @classmethod
+    def title_and_version(cls) -> str:
+        """``FRR 8.4.4``: its name with the number in what the program says."""
+        number = re.search(r"\d+(\.\d+)+", cls.version())
+        return f"{cls.title} {number[0]}" if number else cls.title
 
     # ---- the process -----------------------------------------------------------------------------
 

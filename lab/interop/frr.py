@@ -22,6 +22,7 @@ class Frr(Daemon):
     """FRR 8; zebra puts learned routes into its namespace's kernel."""
 
     name = "frr"
+    title = "FRR"
     package = "frr"
     programs = ("/usr/lib/frr/zebra", "/usr/lib/frr/bgpd", "/usr/bin/vtysh")
 

@@ -20,6 +20,7 @@ class GoBgp(Daemon):
     """GoBGP 3. It is a RIB only: nothing reaches a kernel without zebra."""
 
     name = "gobgp"
+    title = "GoBGP"
     package = "gobgpd"
     programs = ("/usr/bin/gobgpd", "/usr/bin/gobgp")
 
@@ -87,7 +88,8 @@ class GoBgp(Daemon):
             raise DaemonTrouble(f"gobgp {' '.join(words)}: {text[:200]}") from None
 
     def _is_ready(self) -> bool:
-        return bool(self._json("neighbor"))
+        # Not its neighbors: those of a range are there when they connect.
+        return "AS:" in self._gobgp("global")
 
     def routes(self) -> list[RibRoute]:
         found: list[RibRoute] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lab.interop.model import Origin
 from lab.interop.pairing import (
     begin,
@@ -18,7 +20,7 @@ from lab.interop.stand import NODE, SPARE_BLOCKS, Stand, block, block_name, reso
 
 KEY = "correct-horse-7"
 OTHER_KEY = "incorrect-horse-8"
-WITH_KEY = {"password": {"secretKeyRef": {"name": "bgp", "key": "tor"}}}
+WITH_KEY: dict[str, Any] = {"password": {"secretKeyRef": {"name": "bgp", "key": "tor"}}}
 REFUSALS = 2
 """How many attempts must have been refused before a session counts as one that does not come up."""
 COMMUNITIES = ("64512:7", "64512:65535")
@@ -30,7 +32,7 @@ OURS_LARGE = ("64601:0:4200000000",)
 def md5(stand: Stand) -> str:
     """TCP-MD5 (RFC 2385) from a Secret; rotated on both sides, the session comes back."""
     stand.apply(secret("bgp", {"tor": KEY}))
-    link = begin(stand, plan_for(stand.racks[0], password=KEY), spec=WITH_KEY)
+    link = begin(stand, plan_for(stand.racks[0], password=KEY), spec=_with_key(stand))
     settle(stand, link)
     stand.apply(secret("bgp", {"tor": OTHER_KEY}))
     stand.wait(
@@ -41,19 +43,26 @@ def md5(stand: Stand) -> str:
     link.daemon.configure(plan_for(stand.racks[0], password=OTHER_KEY))
     link.daemon.start()
     settle(stand, link)
-    return ""
+    return "" if stand.kind.accepts_keyed else "node passive"
+
+
+def _with_key(stand: Stand) -> dict[str, Any]:
+    """The peer's spec; passive where the router has the key only when it connects itself."""
+    return WITH_KEY if stand.kind.accepts_keyed else {**WITH_KEY, "passive": True}
 
 
 def wrong_md5(stand: Stand) -> str:
     """Two different keys: refused by the kernel, attempt after attempt; set right, it comes up."""
     stand.apply(secret("bgp", {"tor": OTHER_KEY}))
-    link = begin(stand, plan_for(stand.racks[0], password=KEY), spec=WITH_KEY)
-    _refused(stand, link.rack.namespace, "TCPMD5Failure")
+    link = begin(stand, plan_for(stand.racks[0], password=KEY), spec=_with_key(stand))
+    # Whoever is connected to refuses.
+    whose = link.rack.namespace if stand.kind.accepts_keyed else stand.node
+    _refused(stand, whose, "TCPMD5Failure")
     expect(stand.peer_row(link.address)["state"] != "Established", "it came up all the same")
     expect(not link.daemon.session().is_established, f"{link.daemon.name} says Established")
     stand.apply(secret("bgp", {"tor": KEY}))
     settle(stand, link)
-    return ""
+    return "" if stand.kind.accepts_keyed else "node passive"
 
 
 def gtsm(stand: Stand) -> str:

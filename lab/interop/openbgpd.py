@@ -22,7 +22,9 @@ class OpenBgpd(Daemon):
     """OpenBGPD 7. On Linux it is a RIB only: it does not touch the kernel's routes."""
 
     name = "openbgpd"
+    title = "OpenBGPD"
     package = "openbgpd"
+    accepts_keyed = False
     programs = ("/usr/sbin/bgpd", "/usr/sbin/bgpctl")
 
     def render_config(self, plan: DaemonPlan) -> str:

@@ -136,7 +136,7 @@ class Stand:
     """One node and its racks. ``close`` removes everything, whatever happened before."""
 
     def __init__(self, daemon: type[Daemon], *, tag: str) -> None:
-        self._daemon = daemon
+        self.kind = daemon
         self._tag = tag
         self.node = f"{tag}-node"
         self.racks = [Rack(0, f"{tag}-tor1"), Rack(1, f"{tag}-tor2")]
@@ -211,7 +211,7 @@ class Stand:
         """A fresh daemon in a rack, not yet configured."""
         rack = self.racks[number]
         directory = self.directory / f"{rack.namespace}-{len(self.daemons)}"
-        made = self._daemon(namespace=rack.namespace, directory=directory)
+        made = self.kind(namespace=rack.namespace, directory=directory)
         self.daemons.append(made)
         return made
 

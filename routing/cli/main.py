@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "get": ("routing.cli.resources", "get", "Show resources."),
     "delete": ("routing.cli.resources", "delete", "Delete resources."),
     "node": ("routing.cli.node", "node", "Take a node out of service (drain), and back."),
+    "tor-config": ("routing.cli.torconfig", "tor_config", "The router's side of our sessions."),
     "cni": ("routing.cli.cni", "cni", "Install or remove the CNI plugin on this host."),
     "version": ("routing.cli.about_itself", "version", "Versions of what runs here."),
     "completion": ("routing.cli.about_itself", "completion", "A completion script for a shell."),
