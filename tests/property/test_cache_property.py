@@ -29,7 +29,7 @@ from routing.datastore.snapshot import (
 from tests.property.resources_strategies import names, resources, texts
 
 CASES = {"round trip": 0, "with blocks": 0, "damage": 0, "cut": 0}
-FLOOR = {"round trip": 150, "with blocks": 60, "damage": 400, "cut": 200}
+FLOOR = {"round trip": 150, "with blocks": 40, "damage": 400, "cut": 200}
 
 
 @st.composite
