@@ -8,7 +8,8 @@ from dataclasses import replace
 import click
 
 from routing.cli.exits import USAGE, Exit, errors_as_exit_codes
-from routing.cli.resources import store_option, with_store
+from routing.cli.resources import with_store
+from routing.cli.resources_options import store_option
 from routing.datastore.fields import Malformed, parse_cidr
 from routing.datastore.selector import Selector, SelectorError
 from routing.torconfig.side import RouterSide, router_sides
