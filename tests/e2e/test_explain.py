@@ -57,10 +57,14 @@ class Bench:
 
     def explain(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """From the near pod to the far one, asked on the near node."""
-        way = shlex.split(build.way_to_nodes(self.lab).replace("{node}", self.near.name))
         subject = arguments or (self.target, "--from", self.source, "-o", "json")
+        return self.command("explain", *subject)
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Any command, on the near node."""
+        way = shlex.split(build.way_to_nodes(self.lab).replace("{node}", self.near.name))
         return subprocess.run(
-            [*way, "explain", *subject],
+            [*way, *arguments],
             env=build.environment(self.lab.paths) | {"SLASH32_VIA": build.way_to_nodes(self.lab)},
             capture_output=True,
             text=True,
@@ -209,6 +213,32 @@ def test_probes_pictures_names_and_prefixes(bench: Bench):
     assert "\x1b[" not in said.stdout
     assert bench.explain("nobody-pod9").returncode == 1
     assert bench.explain("10.0.0.0/99 x").returncode == 2
+
+
+def test_all_nodes_at_once_one_by_name_and_an_audit_that_is_clean(bench: Bench):
+    """Every node by its own agent, over the same way as explain's."""
+    for arguments in (("status",), ("peers",), ("routes",), ("pods",), ("ipam", "check")):
+        done = bench.command(*arguments, "-A", "-o", "json")
+        assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+        nodes = {row["node"] for row in json.loads(done.stdout)}
+        assert nodes == (set() if arguments[0] == "ipam" else {"node1", "node2"})
+    one = bench.command("peers", "--node", "node2", "-o", "name")
+    assert one.stdout == f"node2/{bench.lab.plan.links_of(bench.far)[0][1].ipv4}\n"
+
+
+def test_a_repair_is_in_the_history_with_its_reason(bench: Bench):
+    """The agent puts a route back that another hand deleted, and writes down that it did."""
+    bench.ip(bench.near, f"route del {bench.block} {OURS}")
+    end_s = time.monotonic() + NAMED_DEADLINE_S
+    found: list[dict[str, Any]] = []
+    while not found and time.monotonic() < end_s:
+        done = bench.command("history", bench.block, "--since", "5m", "-o", "json")
+        found = [entry for entry in json.loads(done.stdout) if entry["action"] == "repaired"]
+    assert found, done.stdout
+    assert found[0]["reason"].startswith("it was gone from the kernel")
+    first = json.loads(done.stdout)[0]
+    assert (first["action"], first["of"]) == ("created", "remote")
+    assert "path from" in first["reason"]
 
 
 @contextmanager

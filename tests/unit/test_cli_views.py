@@ -331,7 +331,8 @@ def test_a_local_status_loads_no_heavy_module(agent):
         "import sys; from routing.cli.main import main\n"
         "try: main(['status', '--run-dir', sys.argv[1]])\n"
         "except SystemExit as end: assert end.code == 0, end.code\n"
-        "heavy = {'asyncio', 'sqlite3', 'structlog', 'yaml', 'kubernetes', 'pyroute2', "
+        "heavy = {'asyncio', 'sqlite3', 'concurrent.futures', "
+        " 'structlog', 'yaml', 'kubernetes', 'pyroute2', "
         "'routing.datastore.local', 'bgp.speaker', 'importlib.metadata', 'prometheus_client'}\n"
         "print('heavy:', sorted(heavy & set(sys.modules)))\n"
     )
