@@ -73,12 +73,13 @@ def where_options(command: Callable[..., None]) -> Callable[..., None]:
         )
         if where.local and where.all_nodes:
             raise click.UsageError("--local and --all-nodes exclude each other")
-        # Who points at a run directory means the agent there.
-        if not (where.local or where.all_nodes or where.node) and given not in (
-            ParameterSource.DEFAULT,
-            ParameterSource.DEFAULT_MAP,
-        ):
-            where = Where(**{**_fields(where), "local": True})
+        if not (where.local or where.all_nodes or where.node):
+            is_default = given in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
+            # Who points at a run directory means the agent there; and on a node from which no way
+            # leads to the others, its own agent is what can be asked.
+            is_alone = not where.via and (run_dir / "agent.sock").exists()
+            if not is_default or is_alone:
+                where = Where(**{**_fields(where), "local": True})
         context.invoke(command, where=where, **values)
 
     with_where.__doc__ = command.__doc__

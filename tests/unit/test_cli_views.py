@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import stat
 import subprocess
 import sys
@@ -260,6 +261,56 @@ def test_all_nodes_are_asked_and_those_that_are_silent_are_named(agent, cluster,
     assert run("peers", "--node", "node3", env=cluster).exit_code == 3
     table = run("status", "--run-dir", str(agent["run_dir"]), "-A", env=cluster)
     assert table.exit_code in (1, 4)
+
+
+def test_who_is_meant_without_options(agent, cluster, monkeypatch):
+    """On a node without a way to others its own agent; with a way, all nodes of the store."""
+    monkeypatch.setattr("routing.cli.fleet.DEFAULT_RUN_DIR", str(agent["run_dir"]))
+    options = {p.name: p for p in main.get_command(None, "peers").params}  # type: ignore[arg-type, union-attr]
+    monkeypatch.setattr(options["run_dir"], "default", str(agent["run_dir"]))
+    alone = run("peers", "-o", "name", env={"SLASH32_STORE": "/nonexistent"})
+    assert (alone.exit_code, alone.stdout) == (0, "node1/172.30.0.0\n")
+    everybody = run("peers", "-o", "name", env=cluster)
+    assert everybody.stdout.split() == ["node1/172.30.0.0", "node2/172.30.0.0"]
+    assert everybody.exit_code == 4
+
+
+def test_colour_and_cutting_are_for_terminals_only(monkeypatch):
+    """A pipe gets everything and no escape codes; NO_COLOR wins on a terminal too."""
+    from routing.cli import output
+    from routing.cli.options import colour_of
+
+    class Terminal:
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert colour_of(Terminal())  # type: ignore[arg-type]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not colour_of(Terminal())  # type: ignore[arg-type]
+    monkeypatch.setattr(output.sys, "stdout", Terminal())
+    monkeypatch.setenv("COLUMNS", "80")
+    assert output._cut("x" * 200) == "x" * 79 + "…"
+    monkeypatch.undo()
+    assert output._cut("x" * 200) == "x" * 200
+
+
+def test_watch_prints_again_until_it_is_interrupted(agent):
+    """Two documents, then Ctrl-C: the exit code is that of the last one."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "routing.cli.main", "peers", "--run-dir", str(agent["run_dir"]),
+         "-w", "-o", "name"],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(3)]
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert lines == ["node1/172.30.0.0\n", "\n", "node1/172.30.0.0\n"]
+    assert process.returncode == 0
 
 
 def test_history_and_diff_read_the_journal_also_of_a_dead_agent(tmp_path):
