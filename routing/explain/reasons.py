@@ -124,7 +124,7 @@ def cause_of(
             filled = remedy.format(
                 name=session.name, asn=session.asn, local_asn=session.local_asn, peer=session.peer
             )
-            return Cause(fault, f"{sentence} ({session.reason})", filled)
+            return Cause(fault, f"{sentence} (last heard: {session.reason})", filled)
     if session.reason:
         return Cause(
             "peer-down", f"the session is {session.state}: {session.reason}", _log_of(session)

@@ -231,12 +231,14 @@ def test_a_repair_is_in_the_history_with_its_reason(bench: Bench):
     bench.ip(bench.near, f"route del {bench.block} {OURS}")
     end_s = time.monotonic() + NAMED_DEADLINE_S
     found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     while not found and time.monotonic() < end_s:
         done = bench.command("history", bench.block, "--since", "5m", "-o", "json")
-        found = [entry for entry in json.loads(done.stdout) if entry["action"] == "repaired"]
-    assert found, done.stdout
+        entries = json.loads(done.stdout)
+        found = [entry for entry in entries if entry["action"] == "repaired"]
+    assert found, entries
     assert found[0]["reason"].startswith("it was gone from the kernel")
-    first = json.loads(done.stdout)[0]
+    first = entries[0]
     assert (first["action"], first["of"]) == ("created", "remote")
     assert "path from" in first["reason"]
 

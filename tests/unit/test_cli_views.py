@@ -288,7 +288,7 @@ def test_colour_and_cutting_are_for_terminals_only(monkeypatch):
     assert colour_of(Terminal())  # type: ignore[arg-type]
     monkeypatch.setenv("NO_COLOR", "1")
     assert not colour_of(Terminal())  # type: ignore[arg-type]
-    monkeypatch.setattr(output.sys, "stdout", Terminal())
+    monkeypatch.setattr(sys, "stdout", Terminal())
     monkeypatch.setenv("COLUMNS", "80")
     assert output._cut("x" * 200) == "x" * 79 + "…"
     monkeypatch.undo()
