@@ -263,6 +263,34 @@ def test_all_nodes_are_asked_and_those_that_are_silent_are_named(agent, cluster,
     assert table.exit_code in (1, 4)
 
 
+def test_a_node_that_cannot_be_asked_is_answered_for_by_its_report(agent, cluster, tmp_path):
+    """Its NodeStatus in the store, dated; exit 1 for what it reports, not 4."""
+    report = tmp_path / "report.yaml"
+    report.write_text(
+        "apiVersion: slash32.io/v1\nkind: NodeStatus\nmetadata: {name: node3}\n"
+        "status:\n  version: 1.2.2\n  observedAt: 2026-11-26T20:00:00Z\n"
+        "  routes: {pod: 2, remote: 3}\n  addresses: {used: 2, resting: 0, free: 62}\n"
+        "  peers: [{name: tor, address: 172.30.0.4, asNumber: 64512, state: Idle,\n"
+        "           reason: 'notification received (2,2)', since: 2026-11-26T19:00:00Z}]\n"
+        "  conditions: [{type: BGPReady, status: 'False', reason: NoSession, message: none up}]\n"
+    )
+    applied = run("apply", "-f", str(report), env=cluster)
+    assert applied.exit_code == 0, applied.output
+    options = ("-A", "--run-dir", str(agent["run_dir"]), "-o", "json")
+    shown = run("peers", *options, env=cluster)
+    assert shown.exit_code == 1, shown.output
+    row = valid(shown, "peers")[-1]
+    assert (row["node"], row["reported_at"]) == ("node3", "2026-11-26T20:00:00Z")
+    assert row["cause"].startswith("peer-wrong-asn")
+    only = run("status", "--node", "node3", "-o", "json", env=cluster)
+    assert only.exit_code == 1
+    assert valid(only, "status")["findings"] == ["BGPReady: none up"]
+    assert (
+        "by the node itself to the store, 2026"
+        in run("status", "--node", "node3", env=cluster).stdout
+    )
+
+
 def test_who_is_meant_without_options(agent, cluster, monkeypatch):
     """On a node without a way to others its own agent; with a way, all nodes of the store."""
     monkeypatch.setattr("routing.cli.fleet.DEFAULT_RUN_DIR", str(agent["run_dir"]))
