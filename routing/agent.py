@@ -214,6 +214,7 @@ class Agent:
             stack.callback(agent._wiring.close)
             stack.callback(agent._edge.close)
             stack.callback(agent._conntrack.close)
+            stack.callback(agent._journal.close)
             stack.push_async_callback(agent._speaker.close)
             stack.push_async_callback(agent._control.close)
             stack.push_async_callback(agent._cni.close)

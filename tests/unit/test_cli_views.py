@@ -349,6 +349,7 @@ def test_history_and_diff_read_the_journal_also_of_a_dead_agent(tmp_path):
     empty = PassReport(passes=1)
     full = PassReport(desired=belief().desired, actual={KEY: ROUTE}, passes=2)
     journal.note(empty, full, {})
+    journal.close()
     options = ("--local", "--node", "node1", "--state-dir", str(tmp_path))
     shown = run("history", "10.244.2.7", *options, "-o", "json")
     assert shown.exit_code == 0, shown.output
@@ -362,7 +363,9 @@ def test_history_and_diff_read_the_journal_also_of_a_dead_agent(tmp_path):
     changed = run("diff", "--since", "5m", *options)
     assert changed.exit_code == 1
     assert "+  node1  route" in changed.stdout
+    journal = Journal(tmp_path / "journal", clock=time.time)
     journal.note(full, empty, {})
+    journal.close()
     gone = json.loads(run("diff", "--since", "5m", *options, "-o", "json").stdout)
     assert [row["kind"] for row in gone] == ["path"]
     assert run("history", "--since", "soon", *options).exit_code == 2

@@ -140,6 +140,7 @@ def test_the_journal_is_bounded_and_read_back_in_order(tmp_path: FilePath):
         now[0] = 1000.0 + number
         before, after = (empty, full) if number % 2 == 0 else (full, empty)
         journal.note(before, after, {TOR: status})
+    journal.close()
     size = sum(each.stat().st_size for each in tmp_path.iterdir())
     assert size <= 2 * (2000 + 300)
     entries = list(read_journal(tmp_path / "journal"))
@@ -159,18 +160,22 @@ def test_a_full_table_at_once_is_summed_up(tmp_path: FilePath):
     }
     journal = Journal(tmp_path / "journal", clock=lambda: 5.0)
     journal.note(report(Desired()), report(Desired(routes=routes), actual={}), {})
+    journal.close()
     entries = list(read_journal(tmp_path / "journal"))
     assert len(entries) == 2001
     assert entries[-1] == {"at": 5.0, "kind": "journal", "action": "left-out", "detail": "2096"}
 
 
 def test_a_journal_that_cannot_be_written_hurts_nobody(tmp_path: FilePath):
-    """A directory in its place: no exception, and the next entry tries again."""
+    """A directory in its place: no exception, and the next agent writes again."""
     (tmp_path / "journal").mkdir()
     journal = Journal(tmp_path / "journal", clock=lambda: 5.0)
     journal.note(report(Desired()), report(learned(), actual={}), {})
+    journal.close()
     (tmp_path / "journal").rmdir()
+    journal = Journal(tmp_path / "journal", clock=lambda: 5.0)
     journal.note(report(learned()), report(replace(learned(), routes={})), {})
+    journal.close()
     assert len(list(read_journal(tmp_path / "journal"))) == 1
 
 
