@@ -26,7 +26,7 @@ import pytest
 
 from lab import build, namespaces, routers, state, teardown
 from lab.build import Lab
-from lab.plan import Shape, resources
+from lab.plan import Machine, Shape, resources
 from lab.waiting import Progress
 from routing.datastore.resources import API_VERSION
 
@@ -243,11 +243,25 @@ def test_a_repair_is_in_the_history_with_its_reason(bench: Bench):
     assert "path from" in first["reason"]
 
 
+def until(condition: Callable[[], bool], what: str) -> None:
+    """The agent, let go again, has mended it: the next fault is not to meet the last one."""
+    end_s = time.monotonic() + NAMED_DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end_s, f"not within {NAMED_DEADLINE_S} s: {what}"
+        time.sleep(0.1)
+
+
+def route_to(bench: Bench, node: Machine, prefix: str) -> str:
+    shown = namespaces.ip_json(node.namespace, "route", "show", prefix)
+    return str(shown[0].get("dev")) if shown else ""
+
+
 @contextmanager
 def route_deleted(bench: Bench) -> Iterator[None]:
     with bench.held(bench.near):
         bench.ip(bench.near, f"route del {bench.block} {OURS}")
         yield
+    until(lambda: route_to(bench, bench.near, bench.block) == "uplink0", "the route is back")
 
 
 @contextmanager
@@ -269,8 +283,10 @@ def rp_filter(bench: Bench) -> Iterator[None]:
 @contextmanager
 def proxy_arp_off(bench: Bench) -> Iterator[None]:
     with bench.held(bench.near):
-        bench.sysctl(bench.near, f"net/ipv4/conf/{bench.veth(bench.near)}/proxy_arp", "0")
+        path = f"net/ipv4/conf/{bench.veth(bench.near)}/proxy_arp"
+        bench.sysctl(bench.near, path, "0")
         yield
+        bench.sysctl(bench.near, path, "1")
 
 
 @contextmanager
@@ -287,8 +303,10 @@ def neighbour_failed(bench: Bench) -> Iterator[None]:
 @contextmanager
 def veth_down(bench: Bench) -> Iterator[None]:
     with bench.held(bench.far):
-        bench.ip(bench.far, f"link set {bench.veth(bench.far)} down")
+        veth = bench.veth(bench.far)
+        bench.ip(bench.far, f"link set {veth} down")
         yield
+    until(lambda: route_to(bench, bench.far, f"{bench.target}/32") == veth, "the link is up again")
 
 
 @contextmanager
@@ -296,6 +314,7 @@ def wrong_host_route(bench: Bench) -> Iterator[None]:
     with bench.held(bench.far):
         bench.ip(bench.far, f"route replace {bench.target}/32 dev lo {OURS}")
         yield
+    until(lambda: route_to(bench, bench.far, f"{bench.target}/32") != "lo", "the route is right")
 
 
 @contextmanager
