@@ -5,6 +5,7 @@
 #   make chaos    the fault matrix: break it on purpose, with numbers; ROWS=R1,L (root)
 #   make bench-cni  ours beside ptp + host-local, in one run (root)
 #   make interop  our sessions beside real BIRD, FRR, GoBGP and OpenBGPD; writes docs/interop.md (root)
+#   make bench-bgp  UPDATE to kernel, ours beside BIRD, FRR and GoBGP, in one run (root)
 #   make setup    Debian packages and .venv, without running anything
 #   make manifests  writes what is made: manifests/crds, install.yaml, docs/resources.md
 #   make clean    removes what the targets made inside the project
@@ -69,7 +70,7 @@ docs: setup-dev
 docs-pictures: setup
 	sh docs/pictures.sh
 
-.PHONY: bench-cni
+.PHONY: bench-cni bench-bgp
 # BENCH_ARGS=... for instance BENCH_ARGS='--pods 0,1000 --rounds 60 --endurance 20000'
 bench-cni: setup-dev
 	$(VENV)/bin/python -m lab.bench.cni $(BENCH_ARGS)
@@ -78,6 +79,10 @@ bench-cni: setup-dev
 # INTEROP_ARGS=... for instance INTEROP_ARGS='--only frr --cases md5,gtsm'
 interop: setup-dev
 	$(VENV)/bin/python -m lab.interop --write docs/interop.md $(INTEROP_ARGS)
+
+# BGP_ARGS=... for instance BGP_ARGS='--sizes 1000,10000 --rounds 1 --systems slash32,bird'
+bench-bgp: setup-dev
+	$(VENV)/bin/python -m lab.bench.bgp $(BGP_ARGS)
 
 # ---- manifests -----------------------------------------------------------------------------------
 

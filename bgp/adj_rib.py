@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from operator import attrgetter
 
 from bgp.paths import Address, Family, Path, Prefix, Rejection, Update
 
@@ -28,6 +29,33 @@ class AdjRibIn:
         self._tables: dict[Address, dict[Prefix, Path]] = {}
         self._stale: dict[Address, set[Prefix]] = {}
         self._limit = max_paths_per_peer
+        self._changed: set[Prefix] | None = None
+        """The prefixes with other paths than at the last ``take_changes``; None: any may be."""
+        self._gone_hops: set[Address] = set()
+
+    def take_changes(self) -> Mapping[Prefix, tuple[Path, ...]] | None:
+        """Each prefix whose paths have changed since the last call, with all its paths now; None
+        when a table was dropped, swept or replaced, or at first: look at everything then."""
+        changed, self._changed = self._changed, set()
+        if changed is None:
+            return None
+        tables = list(self._tables.values())
+        return {
+            prefix: tuple(path for table in tables if (path := table.get(prefix)) is not None)
+            for prefix in changed
+        }
+
+    def take_lost_next_hops(self) -> frozenset[Address]:
+        """The next hops that tables were dropped or swept with since the last call, and that no
+        path names any more."""
+        gone, self._gone_hops = self._gone_hops, set()
+        for table in self._tables.values() if gone else ():
+            gone -= _next_hops(table.values())
+        return frozenset(gone)
+
+    def _has_lost(self, paths: Iterable[Path]) -> None:
+        self._changed = None
+        self._gone_hops |= _next_hops(paths)
 
     def apply(self, update: Update) -> tuple[bool, tuple[Rejection, ...]]:
         """Folds one UPDATE in.
@@ -48,6 +76,8 @@ class AdjRibIn:
             stale.discard(prefix)
             if prefix not in announced and table.pop(prefix, None) is not None:
                 changed = True
+                if self._changed is not None:
+                    self._changed.add(prefix)
         for path in update.announced:
             if path.prefix not in table and len(table) >= self._limit:
                 rejections.append(Rejection(path.prefix, TABLE_FULL))
@@ -56,6 +86,8 @@ class AdjRibIn:
             if table.get(path.prefix) != path:
                 table[path.prefix] = path
                 changed = True
+                if self._changed is not None:
+                    self._changed.add(path.prefix)
         return changed, tuple(rejections)
 
     def replace(self, peer: Address, paths: Iterable[Path]) -> bool:
@@ -63,13 +95,16 @@ class AdjRibIn:
         before = self._tables.get(peer, {})
         self._stale.pop(peer, None)
         self._tables[peer] = {}
+        self._changed = None
         self.apply(Update(peer, tuple(replace(path, peer=peer) for path in paths)))
         return self._tables[peer] != before
 
     def drop(self, peer: Address) -> bool:
         """The session is gone and its paths with it. Returns whether there were any."""
         self._stale.pop(peer, None)
-        return bool(self._tables.pop(peer, None))
+        table = self._tables.pop(peer, {})
+        self._has_lost(table.values())
+        return bool(table)
 
     def mark_stale(self, peer: Address, prefixes: Iterable[Prefix] | None = None) -> None:
         """Keeps the peer's paths (None: all) until it has had the time to send them again."""
@@ -83,8 +118,9 @@ class AdjRibIn:
         going = {p for p in stale if family is None or Family.of(p) is family}
         stale -= going
         table = self._tables.get(peer, {})
-        for prefix in going:
-            table.pop(prefix, None)
+        swept = [table.pop(prefix) for prefix in going if prefix in table]
+        if swept:
+            self._has_lost(swept)
         return bool(going)
 
     def peers(self) -> tuple[Address, ...]:
@@ -110,3 +146,11 @@ class AdjRibIn:
             for peer, table in self._tables.items()
             for prefix, path in table.items()
         }
+
+
+def _next_hops(paths: Iterable[Path]) -> set[Address]:
+    """By identity first: hashing 100,000 addresses takes longer than moving as many routes."""
+    return set({id(hop): hop for hop in map(_next_hop, paths)}.values())
+
+
+_next_hop = attrgetter("next_hop")

@@ -44,6 +44,7 @@ from bgp.paths import (
     Path,
     Peer,
     PeerStatus,
+    Prefix,
     SessionUp,
 )
 from bgp.sessions import RejectedRoute, Sessions
@@ -166,6 +167,15 @@ class Speaker:
         """Those of ``paths`` that await a new announcement or the sweep."""
         rib = self._beliefs.rib
         return frozenset((peer, prefix) for peer in rib.peers() for prefix in rib.stale(peer))
+
+    def take_changes(self) -> Mapping[Prefix, tuple[Path, ...]] | None:
+        """Each prefix whose paths changed since the last call, with all it has; None: any may."""
+        return self._beliefs.rib.take_changes()
+
+    def take_lost_next_hops(self) -> frozenset[Address]:
+        """The next hops that went with a session or a sweep since the last call, and that no path
+        names any more."""
+        return self._beliefs.rib.take_lost_next_hops()
 
     def rejections(self) -> tuple[RejectedRoute, ...]:
         """The last routes that could not be used, oldest first."""

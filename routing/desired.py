@@ -98,7 +98,7 @@ def desired(inputs: Inputs) -> Desired:
     problems: list[str] = list(inputs.topology.problems)
     blocks = own_blocks(inputs.snapshot.blocks, inputs.node)
     sessions, peers = _sessions(inputs, problems)
-    learned = _learn(inputs, blocks, sessions, peers)
+    learned = learn(inputs, blocks, sessions, peers)
     problems += learned.problems
     for address in learned.to_close:
         sessions.pop(address)
@@ -124,8 +124,10 @@ def desired(inputs: Inputs) -> Desired:
     # that learns its default route by BGP there is none until BGP is up (DESIGN.md, gateway).
     want(IPv4Network((GATEWAY_V4, 32)), [NextHop("lo")], RouteKind.GATEWAY)
     for prefix, paths in learned.best.items():
-        hops = frozenset().union(*(learned.hops[path.peer, prefix] for path in paths))
-        want(prefix, hops, RouteKind.REMOTE)
+        key = RouteKey(prefix)
+        if key not in routes:
+            routes[key] = remote_route(prefix, paths, learned)
+            kinds[key] = RouteKind.REMOTE
     exported = _export(inputs, blocks, sessions, peers)
     return Desired(
         routes=routes,
@@ -172,7 +174,7 @@ def _sessions(
 
 
 @dataclass(frozen=True, slots=True)
-class _Learned:
+class Learned:
     """What remains of what peers said, and what became of the rest."""
 
     best: Mapping[Prefix, tuple[Path, ...]]
@@ -183,12 +185,18 @@ class _Learned:
     problems: tuple[str, ...]
 
 
-def _learn(
+def remote_route(prefix: Prefix, chosen: Iterable[Path], learned: Learned) -> Route:
+    """The route that the best paths of a prefix make."""
+    hops = frozenset().union(*(learned.hops[path.peer, prefix] for path in chosen))
+    return Route(RouteKey(prefix), tuple(sorted(hops, key=next_hop_order)))
+
+
+def learn(
     inputs: Inputs,
     blocks: list[Block],
     sessions: Mapping[Address, SessionIntent],
     peers: Mapping[Address, Peer],
-) -> _Learned:
+) -> Learned:
     """Default deny: a path is used only when no rule has a reason against it."""
     this_node = find_node(inputs.snapshot, inputs.node)
     own_asn = None if this_node is None else node_asn(inputs.snapshot, this_node)
@@ -231,7 +239,7 @@ def _learn(
         decide(candidates), ownership, [p.prefix for p in candidates if policy.is_in_pool(p.prefix)]
     )
     conflicts = (*(conflict for _, conflict in refused), *doubled)
-    return _Learned(
+    return Learned(
         best=best,
         hops=hops,
         rejected=tuple(rejected),

@@ -15,6 +15,7 @@ from collections.abc import Collection, Sequence
 
 from cni import netlink as nl
 from cni.attachment import HOST_IFNAME_PREFIX
+from routing.next_hop_objects import RTM_DELNEXTHOP
 from routing.routes import TABLE_MAIN
 
 RTPROT_KERNEL = 2
@@ -52,6 +53,7 @@ def event_filter(own_ports: Collection[int]) -> bytes:
                 (_JEQ, _u16(nl.RTM_NEWLINK), "link", ""),
                 (_JEQ, _u16(nl.RTM_NEWROUTE), "route", ""),
                 (_JEQ, _u16(nl.RTM_DELROUTE), "route", ""),
+                (_JEQ, _u16(RTM_DELNEXTHOP), "ports", ""),
                 (_JEQ, _u16(nl.RTM_NEWADDR), "address", ""),
                 (_JEQ, _u16(nl.RTM_DELADDR), "address", _DROP),
             ],
@@ -84,6 +86,11 @@ def event_filter(own_ports: Collection[int]) -> bytes:
                 (_JEQ, RTPROT_KERNEL, _DROP, ""),
                 (_LD_W, _RTM_FLAGS, "", ""),
                 (_JSET, _u32(nl.RTM_F_CLONED), _DROP, ""),
+            ],
+        ),
+        (
+            "ports",
+            [
                 (_LD_W, _PORT_ID, "", ""),
                 *((_JEQ, _u32(port), _DROP, "") for port in own_ports),
                 (_RET, 0xFFFFFFFF, "", ""),

@@ -8,6 +8,12 @@ routes safe:
   * replace looks at the holders of its keys first, since NLM_F_REPLACE takes whoever is there;
   * delete carries our protocol and metric, and the kernel itself spares what does not match.
 
+Routes with gateways name a nexthop group of ours (next_hop_objects.py), so that many routes that
+all go the same other way take one message.
+
+A table that nobody has touched is not dumped again: the kernel tells of every route, link and
+address that another hand changes, and what it told is looked at before every answer.
+
 Everything here works in the network namespace the driver was made in or for. Small exchanges are
 done inline (one route: 50 us); big ones in a thread, on a socket of their own, so that the loop
 never waits for a table.
@@ -18,8 +24,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 from socket import AF_INET, AF_INET6, AF_UNSPEC
@@ -31,19 +39,28 @@ from cni.netlink import Event, NetlinkError, NetlinkSocket, Request
 from routing.delta import Delta, Failure
 from routing.event_filter import JUST_MADE, RTPROT_KERNEL, event_filter
 from routing.links import Interface, LinkState
+from routing.next_hop_objects import (
+    RTM_DELNEXTHOP,
+    RTNLGRP_NEXTHOP,
+    NextHopObjects,
+    NoNextHop,
+    id_of,
+)
 from routing.next_hops import KernelRoute
-from routing.routes import PROTOCOL, TABLE_MAIN, Address, Route, RouteKey
+from routing.routes import PROTOCOL, TABLE_MAIN, Address, NextHop, Route, RouteKey
 from routing.rtmessage import (
     Holder,
     UnknownInterface,
     delete_route,
     dump_body,
+    key_of,
     new_route,
     parse_holder,
     parse_route,
     parse_way,
     place_of,
     protocol_name,
+    slice_grouped,
 )
 
 __all__ = ["Fib", "FibClosed", "KernelFib", "LinkState"]
@@ -62,6 +79,13 @@ EVENT_DATAGRAMS_AT_ONCE = 256
 
 OVERFLOW = "overflow"
 
+BELIEVED_S = 25.0
+"""A table is dumped at least this often, whatever the kernel told or did not tell."""
+MANY_REPLACED = 500
+"""From here on it is worth finding out whether whole groups move."""
+UNUSED_GROUPS = 16
+"""So many may lie about; each is there again at once when its next hops come back."""
+
 EVENT_PAUSE_S = 0.02
 """One ADD stirs up ten events; each would wake the loop by itself."""
 
@@ -73,6 +97,7 @@ _GROUPS = (
     nl.RTNLGRP_IPV4_ROUTE,
     nl.RTNLGRP_IPV6_IFADDR,
     nl.RTNLGRP_IPV6_ROUTE,
+    RTNLGRP_NEXTHOP,
 )
 _UNROUTABLE = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES, errno.EAGAIN}
@@ -93,6 +118,10 @@ class Fib(Protocol):
 
     async def apply(self, delta: Delta[RouteKey, Route]) -> list[Failure[RouteKey]]:
         """Creates, replaces, deletes, in this order; goes on past failures and returns them."""
+
+    async def abandon(self, gateways: Collection[Address]) -> int:
+        """Takes dead next hops out of every route that has others besides; how many groups of
+        routes that concerned."""
 
     async def links(self) -> dict[str, LinkState]:
         """Every interface by name."""
@@ -162,6 +191,17 @@ class KernelFib:
                 )
             )
             self._stack = stack.pop_all()
+        self._mirror: dict[RouteKey, Route] | None = None
+        """What the kernel holds, as far as it was told to us; None: to be dumped."""
+        self._mirrored_at_s = 0.0
+        self._is_disturbed = False
+        self._changes = 0
+        """How many deltas have been applied, for a dump that one of them overtook."""
+        self._grouped: dict[bytes, Route] = {}
+        self._groups: dict[int, tuple[NextHop, ...]] = {}
+        self._unused: set[int] = set()
+        self._unused_at = -1
+        """After which delta these groups had no route of ours."""
         self._entries_last_read = 0
         self._parsed_links: dict[bytes, LinkState] = {}
         self._parsed: tuple[dict[bytes, Route], dict[int, str]] = ({}, {})
@@ -173,13 +213,22 @@ class KernelFib:
     # -- the Fib -----------------------------------------------------------------------------
 
     async def read(self) -> dict[RouteKey, Route]:
-        """Every route of ours, both families.
+        """Every route of ours, both families. Not to be changed by the caller.
 
         Raises:
             NetlinkError: the kernel gave no consistent table.
         """
+        self._take_events()
+        if self._mirror is not None and time.monotonic() - self._mirrored_at_s < BELIEVED_S:
+            return self._mirror
+        changes, started_s = self._changes, time.monotonic()
+        self._mirror = None
+        self._is_disturbed = False
         routes = await self._run(self._read, self._entries_last_read > INLINE_ROUTES)
         self._entries_last_read = len(routes)
+        self._take_events()
+        if changes == self._changes and not self._is_disturbed:
+            self._mirror, self._mirrored_at_s = routes, started_s
         return routes
 
     async def apply(self, delta: Delta[RouteKey, Route]) -> list[Failure[RouteKey]]:
@@ -193,12 +242,67 @@ class KernelFib:
             OSError: the socket failed, or the table could not be read to look up a holder.
         """
 
-        def work(socket: NetlinkSocket) -> list[Failure[RouteKey]]:
-            return _Pass(socket, self._families).apply(delta)
+        moved = self._whole_groups(delta)
+        is_known = self._unused_at == self._changes and len(self._unused) > UNUSED_GROUPS
+        unused = frozenset(self._unused) if is_known else frozenset()
 
+        def work(socket: NetlinkSocket) -> list[Failure[RouteKey]]:
+            return _Pass(socket, self._families).apply(delta, moved, unused)
+
+        mirror, self._mirror = self._mirror, None
+        self._is_disturbed = False
+        self._changes += 1
+        changes = self._changes
         # A replace reads the table first.
         reads_much = bool(delta.replace) and self._entries_last_read > INLINE_ROUTES
-        return await self._run(work, reads_much or len(delta) > INLINE_CHANGES)
+        failures = await self._run(work, reads_much or len(delta) > INLINE_CHANGES)
+        is_alone = changes == self._changes
+        self._changes += 1
+        if mirror is not None and not failures and is_alone and not self._is_disturbed:
+            routes = dict(mirror)
+            routes.update(delta.create)
+            routes.update((key, new) for key, (_old, new) in delta.replace.items())
+            for key in delta.delete:
+                routes.pop(key, None)
+            self._mirror = routes
+        return failures
+
+    async def abandon(self, gateways: Collection[Address]) -> int:
+        """Takes next hops that are dead out of every route that has others, in a message a group.
+
+        Returns how many groups changed; a table that is read afterwards shows what came of it.
+
+        Raises:
+            OSError: the socket failed.
+        """
+        packed = frozenset(gateway.packed for gateway in gateways)
+        try:
+            changed = NextHopObjects(self._socket).abandon(packed)
+        except (NetlinkError, NoNextHop):
+            # What the next pass does one by one.
+            changed = 0
+        if changed:
+            self._mirror = None
+            self._changes += 1
+        return changed
+
+    def _whole_groups(
+        self, delta: Delta[RouteKey, Route]
+    ) -> dict[tuple[NextHop, ...], tuple[NextHop, ...]]:
+        """Which next hops are replaced in every single route that has them, all by the same."""
+        if len(delta.replace) < MANY_REPLACED or self._mirror is None:
+            return {}
+        going: dict[tuple[NextHop, ...], set[tuple[NextHop, ...]]] = {}
+        count: Counter[tuple[NextHop, ...]] = Counter()
+        for old, new in delta.replace.values():
+            count[old.next_hops] += 1
+            going.setdefault(old.next_hops, set()).add(new.next_hops)
+        have = Counter(route.next_hops for route in self._mirror.values())
+        return {
+            old: next(iter(news))
+            for old, news in going.items()
+            if len(news) == 1 and count[old] == have[old] and _is_grouped(old, next(iter(news)))
+        }
 
     async def links(self) -> dict[str, LinkState]:
         """Every interface by name, with its addresses.
@@ -291,13 +395,27 @@ class KernelFib:
         if self._reading_loop is not None and not self._is_awaited():
             self._reading_loop.remove_reader(self._event_socket.fileno())
             self._pause = self._reading_loop.call_later(EVENT_PAUSE_S, self.listen)
+        self._take_events()
+
+    def _take_events(self) -> None:
+        """Digests what the kernel has told so far."""
+        if self._is_closed:
+            return
         events, has_overflowed = self._event_socket.events(max_datagrams=EVENT_DATAGRAMS_AT_ONCE)
+        if has_overflowed or any(self._disturbs(event) for event in events):
+            self._mirror, self._is_disturbed = None, True
         reasons = {reason for event in events if (reason := self._reason(event)) is not None}
         if has_overflowed:
             reasons.add(OVERFLOW)
         if reasons:
             self._pending |= reasons
             self._has_pending.set()
+
+    def _disturbs(self, event: Event) -> bool:
+        """Whether our routes may be others after ``event``: a link's go with it, unannounced."""
+        if event.kind not in (nl.RTM_NEWROUTE, nl.RTM_DELROUTE):
+            return True
+        return len(event.body) >= nl.RTMSG.size and event.body[5] == PROTOCOL
 
     def _reason(self, event: Event) -> str | None:
         """Why ``event`` may concern us; None when it is our own doing or not about routing."""
@@ -307,6 +425,9 @@ class KernelFib:
             # Link-local addresses decide nothing here, and every IPv6 pod link brings one.
             is_local = len(event.body) > 3 and event.body[3] == nl.RT_SCOPE_LINK
             return None if is_local else "address"
+        if event.kind == RTM_DELNEXTHOP:
+            # The kernel tells nobody of the IPv4 routes that go with it.
+            return None if event.port_id in self._own_ports else "route"
         if event.kind not in (nl.RTM_NEWROUTE, nl.RTM_DELROUTE):
             return None
         if event.port_id in self._own_ports or len(event.body) < nl.RTMSG.size:
@@ -370,14 +491,49 @@ class KernelFib:
             return names[ifindex]
 
         seen: dict[bytes, Route] = {}
+        grouped: dict[bytes, Route] = {}
+        held = self._grouped
+        groups = self._read_groups(socket, name_of)
         for family in self._families:
             for body in socket.dump_routes(dump_body(family, protocol=PROTOCOL)):
+                sliced = slice_grouped(body)
+                hops = groups.get(sliced[1]) if sliced is not None else None
+                if sliced is not None and hops is not None:
+                    place = sliced[0]
+                    known = held.get(place)
+                    if known is None:
+                        known = Route(key_of(place), hops)
+                    elif known.next_hops is not hops:
+                        known = Route(known.key, hops)
+                    grouped[place] = known
+                    continue
                 route = parsed.get(body) or parse_route(body, name_of)
                 if route is not None:
                     seen[body] = route
         used = {hop.ifname for route in seen.values() for hop in route.next_hops}
         self._parsed = seen, {index: name for index, name in names.items() if name in used}
-        return {route.key: route for route in seen.values()}
+        self._grouped = grouped
+        in_use = set(map(id, (route.next_hops for route in grouped.values())))
+        self._unused = {number for number, hops in groups.items() if id(hops) not in in_use}
+        self._unused_at = self._changes
+        found = {route.key: route for route in seen.values()}
+        found.update((route.key, route) for route in grouped.values())
+        return found
+
+    def _read_groups(
+        self, socket: NetlinkSocket, name_of: Callable[[int], str | None]
+    ) -> dict[int, tuple[NextHop, ...]]:
+        try:
+            fresh = NextHopObjects(socket).hops(name_of)
+        except NetlinkError:
+            # A kernel without them (before 5.3): every route carries its own next hops.
+            return {}
+        # The same object as last time where nothing changed, so that routes can be kept.
+        self._groups = {
+            number: hops if (hops := self._groups.get(number)) == new else new
+            for number, new in fresh.items()
+        }
+        return self._groups
 
     def _read_links(self, socket: NetlinkSocket) -> dict[str, LinkState]:
         """As with routes, a link that is described as last time is not parsed again."""
@@ -411,16 +567,72 @@ class _Pass:
         self._families = families
         self._indexes: dict[str, int | None] = {}
         self._failures: list[Failure[RouteKey]] = []
+        self._objects: NextHopObjects | None = None
+        self._groups: dict[tuple[NextHop, ...], int | NoNextHop] = {}
 
-    def apply(self, delta: Delta[RouteKey, Route]) -> list[Failure[RouteKey]]:
+    def apply(
+        self,
+        delta: Delta[RouteKey, Route],
+        moved: Mapping[tuple[NextHop, ...], tuple[NextHop, ...]],
+        unused: Collection[int],
+    ) -> list[Failure[RouteKey]]:
         # One by one an ADD's route and a DEL's come here; what is empty must cost nothing.
+        hops = {route.next_hops for route in delta.create.values()}
+        hops |= {new.next_hops for _old, new in delta.replace.values()}
+        if any(_is_grouped(each) for each in hops):
+            # A kernel without them (before 5.3) refuses, and every route carries its next hops.
+            with suppress(NetlinkError):
+                self._objects = NextHopObjects(self._socket)
+                self._remove_groups(unused)
+        done = {old for old, new in moved.items() if self._move(old, new)}
         if delta.create:
             self._create(delta.create, "create")
         if delta.replace:
-            self._replace({key: new for key, (_old, new) in delta.replace.items()})
+            self._replace(
+                {k: new for k, (old, new) in delta.replace.items() if old.next_hops not in done}
+            )
         if delta.delete:
             self._delete(delta.delete)
         return self._failures
+
+    def _remove_groups(self, unused: Collection[int]) -> None:
+        """Those that no route of ours used a moment ago, and none of anybody else's now."""
+        if self._objects is None or not unused:
+            return
+        used = self._objects.groups() - frozenset(unused)
+        for family in self._families:
+            for body in self._socket.dump_routes(dump_body(family, protocol=0)):
+                number = id_of(body)
+                if number is not None:
+                    used |= {number}
+        self._objects.remove_unused(used)
+
+    def _move(self, old: tuple[NextHop, ...], new: tuple[NextHop, ...]) -> bool:
+        """Every route that leads to ``old`` at once; False when they must be moved one by one."""
+        if self._objects is None:
+            return False
+        try:
+            return self._objects.rewrite(old, new, self._index_of)
+        except NoNextHop:
+            return False
+
+    def _group_of(self, hops: tuple[NextHop, ...]) -> int:
+        """The group for these next hops; 0 when the route carries them itself.
+
+        Raises:
+            NoNextHop: there is none and none can be made.
+        """
+        if self._objects is None or not _is_grouped(hops):
+            return 0
+        if hops not in self._groups:
+            try:
+                self._groups[hops] = self._objects.group_of(hops, self._index_of)
+            except NoNextHop as error:
+                self._groups[hops] = error
+        found = self._groups[hops]
+        if isinstance(found, NoNextHop):
+            raise found
+        return found
 
     def _create(self, routes: Mapping[RouteKey, Route], operation: str) -> None:
         held: dict[RouteKey, Route] = {}
@@ -492,8 +704,9 @@ class _Pass:
         requests: list[Request] = []
         for key, route in routes.items():
             try:
-                requests.append(new_route(route, self._index_of, flags))
-            except (UnknownInterface, ValueError) as error:
+                group = self._group_of(route.next_hops)
+                requests.append(new_route(route, self._index_of, flags, group=group))
+            except (UnknownInterface, NoNextHop, ValueError) as error:
                 self._fail(key, operation, error)
             else:
                 keys.append(key)
@@ -527,6 +740,11 @@ class _Pass:
 
     def _fail(self, key: RouteKey, operation: str, error: Exception) -> None:
         self._failures.append(Failure(key, operation, str(error)))
+
+
+def _is_grouped(*hops: tuple[NextHop, ...]) -> bool:
+    """Whether routes with these next hops name a group: they have gateways, all of them."""
+    return all(each and all(hop.gateway is not None for hop in each) for each in hops)
 
 
 def _look_up(socket: NetlinkSocket, destination: Address, *, flags: int) -> bytes | None:

@@ -41,6 +41,7 @@ from routing.session_memory import SessionMemory
 from routing.speaking import SpeakerFace
 from routing.telemetry import RepeatFilter
 from routing.topology import PeerName, find_node, sessions_for
+from routing.update_lane import merged, relearn
 
 log = structlog.get_logger("routing.reconcile")
 
@@ -48,6 +49,9 @@ BACKOFF_FIRST_S = 0.2
 BACKOFF_MAX_S = 10.0
 REPAIRS_AT_ONCE = 20
 READ_INLINE_MAX = 100
+LOGGED_ONE_BY_ONE = 100
+"""Of a bigger change only the numbers are logged: a line a route takes longer than the route."""
+UPDATE_KICK = "bgp:update:"
 COALESCE_S = 0.005
 """How long a pass waits after the first kick, so that a burst of events is one pass."""
 
@@ -101,6 +105,8 @@ class Reconciler:
         self._resync_s = resync_s
         self._started_at_s = clock()
         self._kicked = asyncio.Event()
+        self._reasons: set[str] = set()
+        self._last_inputs: Inputs | None = None
         self._snapshot = Snapshot()
         self._store_error: str | None = "not read yet"
         self._sessions = SessionMemory()
@@ -137,6 +143,7 @@ class Reconciler:
     def kick(self, reason: str) -> None:
         """Asks for a pass. Callable at any moment from the loop's thread; never blocks."""
         log.debug("kicked", reason=reason)
+        self._reasons.add(reason)
         self._kicked.set()
 
     async def run(self) -> None:
@@ -159,6 +166,9 @@ class Reconciler:
             except TimeoutError:
                 pass
             self._kicked.clear()
+            reasons, self._reasons = self._reasons, set()
+            if not failures_in_row and await self._short_pass(reasons):
+                continue
             failed = await self.run_pass()
             failures_in_row = min(failures_in_row + 1, 16) if failed else 0
 
@@ -192,9 +202,48 @@ class Reconciler:
             async with self._pass_done:
                 self._pass_done.notify_all()
 
+    async def _short_pass(self, reasons: set[str]) -> bool:
+        """Only the prefixes that UPDATEs have changed, where nothing else has; update_lane.py.
+
+        Returns False when it takes a whole pass.
+        """
+        is_resync = self._clock() >= self._resync_due_s
+        if not reasons or self._last_inputs is None or is_resync or self._repair_due:
+            return False
+        if not all(reason.startswith(UPDATE_KICK) for reason in reasons):
+            return False
+        changed = self._speaker.take_changes()
+        news = None if changed is None else relearn(self._last_inputs, self.report.desired, changed)
+        if changed is None or news is None:
+            return False
+        wanted = merged(self.report.desired, news, changed)
+        self.report = replace(self.report, desired=wanted)
+        try:
+            actual = await self._fib.read()
+        except Exception as error:
+            log.exception("kernel_read_failed", error=str(error))
+            return False
+        failures: list[Failure[str]] = []
+        held: list[Held] = []
+        stale = {k: actual[k] for k, r in news.routes.items() if r is None and k in actual}
+        delta = diff(
+            {key: route for key, route in news.routes.items() if route is not None},
+            {key: actual[key] for key in news.routes if key in actual},
+            self._gate(wanted, held),
+        )
+        if delta:
+            delete = {k: stale[k] for k in delta.delete if k not in self._host_routes.ensured}
+            await self._apply_fib(Delta(delta.create, delta.replace, delete), failures)
+        if failures or held:
+            # What did not happen is a whole pass's to tell of and to try again.
+            self.kick("short_pass_incomplete")
+        self.report = replace(self.report, actual=actual, finished_at_s=self._clock())
+        return True
+
     async def _pass(self) -> bool:
         failures: list[Failure[str]] = []
         held: list[Held] = []
+        await self._leave_dead_next_hops()
         await self._ensure_edge(failures)
         await self._read_store(failures)
         try:
@@ -207,7 +256,10 @@ class Reconciler:
             log.exception("kernel_read_failed", error=str(error))
             return True
         await self._plan_sessions(links)
-        wanted = desired(await self._inputs(pods, links))
+        self._speaker.take_changes()
+        inputs = await self._inputs(pods, links)
+        wanted = desired(inputs)
+        self._last_inputs = replace(inputs, paths=())
         self._sessions.close(wanted.to_close, self._sessions.plan.topology.sessions, self._clock())
         # Once complete is enough: a session that fails later takes its routes with it at once, and
         # a peer that is new has left nothing in the kernel.
@@ -223,6 +275,23 @@ class Reconciler:
             await self._release_empty_blocks(failures)
         self._remember(wanted, actual, links, pods, failures, held)
         return bool(failures)
+
+    async def _leave_dead_next_hops(self) -> None:
+        """Before anything else, and by groups: the tables follow when this pass has computed them.
+
+        A next hop that went with its session and that no path names any more is in no table that
+        this pass can come to.
+        """
+        lost = self._speaker.take_lost_next_hops()
+        if not lost:
+            return
+        try:
+            changed = await self._fib.abandon(lost)
+        except OSError as error:
+            log.warning("next_hops_not_abandoned", error=str(error))
+            return
+        if changed:
+            log.warning("next_hops_abandoned", next_hops=sorted(map(str, lost)), groups=changed)
 
     async def next_pass(self) -> None:
         """Returns when a pass that began after this call has ended."""
@@ -340,13 +409,7 @@ class Reconciler:
         failures: list[Failure[str]],
         held: list[Held],
     ) -> None:
-        def gate(key: RouteKey, route: Route) -> bool:
-            reason = self._closed_gate(route, wanted)
-            if reason is not None:
-                held.append(Held(f"route {key.prefix}", reason))
-            return reason is None
-
-        delta = diff(wanted.routes, actual, gate)
+        delta = diff(wanted.routes, actual, self._gate(wanted, held))
         failed = await self._apply_fib(Delta(delta.create, delta.replace, {}), failures)
         if self._may_write_bgp():
             await self._announcer.set_peers(wanted, failures)
@@ -366,6 +429,19 @@ class Reconciler:
             return set()
         failed = await self._fib.apply(delta)
         keys = {failure.key for failure in failed}
+        failures.extend(
+            Failure(f"route {failure.key.prefix}", failure.operation, failure.error)
+            for failure in failed
+        )
+        if len(delta) > LOGGED_ONE_BY_ONE:
+            log.info(
+                "routes_changed",
+                created=len(delta.create),
+                replaced=len(delta.replace),
+                deleted=len(delta.delete),
+                failed=len(keys),
+            )
+            return keys
         for key, route in delta.create.items():
             if key not in keys:
                 log.info("route_created", prefix=str(key.prefix), next_hops=next_hops_text(route))
@@ -380,10 +456,6 @@ class Reconciler:
         for key, route in delta.delete.items():
             if key not in keys:
                 log.info("route_deleted", prefix=str(key.prefix), next_hops=next_hops_text(route))
-        failures.extend(
-            Failure(f"route {failure.key.prefix}", failure.operation, failure.error)
-            for failure in failed
-        )
         return keys
 
     # -- gates -----------------------------------------------------------------------------
@@ -391,6 +463,15 @@ class Reconciler:
     def _may_write_bgp(self) -> bool:
         """Peers and announcements follow from the store; without it they stay as they are."""
         return self._snapshot.in_sync
+
+    def _gate(self, wanted: Desired, held: list[Held]) -> Callable[[RouteKey, Route], bool]:
+        def gate(key: RouteKey, route: Route) -> bool:
+            reason = self._closed_gate(route, wanted)
+            if reason is not None:
+                held.append(Held(f"route {key.prefix}", reason))
+            return reason is None
+
+        return gate
 
     def _closed_gate(self, route: Route, wanted: Desired) -> str | None:
         """Why ``route`` may not be deleted now, or None."""
@@ -450,7 +531,7 @@ class Reconciler:
                 mended = self._pod_links.repair(link)
                 for what in mended:
                     log.warning("pod_link_repaired", link=pod.ifname, what=what)
-                    self._kicked.set()
+                    self.kick("repaired")
                 if not mended:
                     self._sound[pod.ifname] = pod
             except Exception as error:

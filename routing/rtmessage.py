@@ -7,6 +7,7 @@ since the kernel folds siblings. A v4 prefix may have a v6 gateway (RFC 8950, RT
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -31,6 +32,13 @@ _IndexOf = Callable[[str], int | None]
 _NameOf = Callable[[int], str | None]
 
 _VIA_FAMILY = struct.Struct("=H")
+
+RTA_NH_ID = 30
+
+_HEAD_V4 = nl.ATTRIBUTE.pack(8, nl.RTA_DST)
+_HEAD_V6 = nl.ATTRIBUTE.pack(20, nl.RTA_DST)
+_HEAD_METRIC = nl.ATTRIBUTE.pack(8, nl.RTA_PRIORITY) + struct.pack("=I", METRIC)
+_HEAD_GROUP = nl.ATTRIBUTE.pack(8, RTA_NH_ID)
 
 _PROTOCOL_NAMES = {
     1: "redirect",
@@ -98,8 +106,8 @@ def dump_body(family: int, *, protocol: int) -> bytes:
     return nl.RTMSG.pack(family, 0, 0, 0, TABLE_MAIN, protocol, 0, 0, 0)
 
 
-def new_route(route: Route, index_of: _IndexOf, flags: int) -> Request:
-    """RTM_NEWROUTE for ``route``.
+def new_route(route: Route, index_of: _IndexOf, flags: int, *, group: int = 0) -> Request:
+    """RTM_NEWROUTE for ``route``; with a ``group``, by that nexthop object instead of its hops.
 
     Raises:
         UnknownInterface: a next hop's interface does not exist.
@@ -114,7 +122,9 @@ def new_route(route: Route, index_of: _IndexOf, flags: int) -> Request:
         # An IPv4 next hop without a gateway is on the link itself; IPv6 knows no scope here.
         scope = nl.RT_SCOPE_LINK
     body = _head(prefix, scope, kind)
-    if len(hops) == 1:
+    if group:
+        body += attribute_u32(RTA_NH_ID, group)
+    elif len(hops) == 1:
         body += attribute_u32(nl.RTA_OIF, _index(hops[0], index_of))
         body += _gateway(prefix, hops[0].gateway)
     elif hops:
@@ -183,6 +193,27 @@ def parse_holder(body: bytes) -> Holder:
         tos=tos,
         body=body,
     )
+
+
+def slice_grouped(body: bytes) -> tuple[bytes, int] | None:
+    """(destination as length and address, nexthop id) of a dumped route of ours that names a group.
+
+    Only where the kernel puts things in the order it always has; None sends the caller to
+    parse_route. A whole parse takes thirty times as long, and a table has 100,000 of them.
+    """
+    if body[0] == AF_INET:
+        if body[20:24] != _HEAD_V4 or body[28:40] != _HEAD_METRIC + _HEAD_GROUP:
+            return None
+        return body[1:2] + body[24:28], int.from_bytes(body[40:44], sys.byteorder)
+    if body[20:24] != _HEAD_V6 or body[40:52] != _HEAD_METRIC + _HEAD_GROUP:
+        return None
+    return body[1:2] + body[24:40], int.from_bytes(body[52:56], sys.byteorder)
+
+
+def key_of(place: bytes) -> RouteKey:
+    """The key of a destination as slice_grouped gives it."""
+    family = AF_INET if len(place) == 5 else AF_INET6
+    return RouteKey(_prefix(family, place[1:], place[0]))
 
 
 def parse_route(body: bytes, name_of: _NameOf) -> Route | None:

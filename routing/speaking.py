@@ -28,6 +28,12 @@ class SpeakerFace(Protocol):
     def paths(self) -> Mapping[AdvertisementKey, Path]:
         """Adj-RIB-In of all peers, by (peer, prefix)."""
 
+    def take_changes(self) -> Mapping[Prefix, tuple[Path, ...]] | None:
+        """Each prefix whose paths changed since the last call, with all it has; None: any may."""
+
+    def take_lost_next_hops(self) -> frozenset[Address]:
+        """The next hops lost with sessions since the last call, that no path names any more."""
+
     async def set_peers(self, peers: Mapping[Address, Peer]) -> None:
         """Makes the configured sessions exactly these; touches only those that differ."""
 

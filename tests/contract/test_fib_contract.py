@@ -19,6 +19,7 @@ from cni.netlink import NetlinkError
 from routing.delta import Delta, Failure, diff
 from routing.fib import Fib, FibClosed, KernelFib
 from routing.links import LinkState
+from routing.next_hop_objects import FIRST_ID
 from routing.routes import Address, NextHop, Prefix, Route, RouteKey
 from tests.fakes.kernel import Disturbance, FakeFib
 from tests.fakes.netns import Fabric, Namespace, wait_until
@@ -120,6 +121,8 @@ class KernelWorld:
         for family in ("-4", "-6"):
             for protocol in (132, BIRD, 4):
                 self.host.ip(f"{family} route flush proto {protocol}", check=False)
+        # A flush of IPv6 routes cannot take those that name a group; they go with it.
+        self.host.ip("nexthop flush", check=False)
         for ifname in (*UPLINKS, *PODS):
             self.host.ip(f"link set {ifname} up")
 
@@ -633,4 +636,140 @@ async def test_protocol_metric_and_scope_in_the_kernels_own_words(kernel_world: 
     assert shown["10.0.0.1"]["scope"] == "link"
     assert shown["10.0.0.0/26"]["type"] == "blackhole"
     assert len(shown["10.2.0.0/26"]["nexthops"]) == 2
+    await fib.close()
+
+
+# -- nexthop groups --------------------------------------------------------------------------
+
+
+def many(count: int, *hops: tuple[str, Address | None]) -> dict[RouteKey, Route]:
+    base = int(ip_address("10.64.0.0"))
+    prefixes = (ip_network((base + 64 * i, 26)) for i in range(count))
+    return table(*(route(str(prefix), *hops) for prefix in prefixes))
+
+
+def messages_of(kernel_world: KernelWorld) -> list[dict[str, object]]:
+    """Our nexthop objects, as the kernel tells of them."""
+    shown = kernel_world.host.ip_json("nexthop show")
+    return [each for each in shown if each["id"] >= FIRST_ID]
+
+
+@pytest.mark.netns
+async def test_many_routes_that_all_turn_the_same_way_are_one_message(kernel_world: KernelWorld):
+    """The routes stay as they are; the group they name leads elsewhere."""
+    kernel_world.reset()
+    fib = kernel_world.make_fib()
+    old, new = many(1000, ("up0", VIA_0)), many(1000, ("up1", VIA_1))
+    assert await fib.apply(Delta(old)) == []
+    before = kernel_world.host.ip("-4 route show 10.64.3.0/26")
+    assert await fib.apply(diff(new, await fib.read())) == []
+    assert await fib.read() == new
+    after = kernel_world.host.ip("-4 route show 10.64.3.0/26")
+    assert before.split("nhid ")[1].split()[0] == after.split("nhid ")[1].split()[0]
+    assert str(VIA_1) in after
+    await fib.close()
+    # Not even a driver that has not seen any of it finds a difference.
+    fresh = kernel_world.make_fib()
+    assert await fresh.read() == new
+    await fresh.close()
+
+
+@pytest.mark.netns
+async def test_routes_that_stay_are_not_moved_with_those_that_go(kernel_world: KernelWorld):
+    """All but one turn; that one must not."""
+    kernel_world.reset()
+    fib = kernel_world.make_fib()
+    old = many(1000, ("up0", VIA_0))
+    assert await fib.apply(Delta(old)) == []
+    stays = next(iter(old))
+    new = {**many(1000, ("up1", VIA_1)), stays: old[stays]}
+    assert await fib.apply(diff(new, await fib.read())) == []
+    assert await fib.read() == new
+    await fib.close()
+
+
+@pytest.mark.netns
+async def test_a_dead_next_hop_is_abandoned_where_there_is_another(kernel_world: KernelWorld):
+    """In every route at once; a route that has no other keeps it until a pass decides."""
+    kernel_world.reset()
+    fib = kernel_world.make_fib()
+    both = many(500, ("up0", VIA_0), ("up1", VIA_1))
+    only = table(route("10.1.0.0/26", ("up1", VIA_1)))
+    assert await fib.apply(Delta(both | only)) == []
+    assert await fib.abandon([VIA_1]) == 1
+    assert await fib.read() == many(500, ("up0", VIA_0)) | only
+    assert await fib.abandon([VIA_1]) == 0
+    await fib.close()
+
+
+@pytest.mark.netns
+async def test_next_hops_of_others_are_not_touched_and_their_ids_left_out(
+    kernel_world: KernelWorld,
+):
+    """One of another program sits in our range, another beside it with our gateway."""
+    kernel_world.reset()
+    ours, other = FIRST_ID, 77
+    kernel_world.host.ip(f"nexthop add id {ours} via {VIA_0} dev up0 proto 12")
+    kernel_world.host.ip(f"nexthop add id {other} via {VIA_0} dev up0 proto 12")
+    fib = kernel_world.make_fib()
+    assert await fib.apply(Delta(many(10, ("up0", VIA_0)))) == []
+    assert await fib.read() == many(10, ("up0", VIA_0))
+    assert await fib.abandon([VIA_0]) == 0
+    shown = {each["id"]: each for each in kernel_world.host.ip_json("nexthop show")}
+    assert {ours, other} <= shown.keys()
+    assert "132" not in (shown[ours]["protocol"], shown[other]["protocol"])
+    assert len(shown) == 4
+    await fib.close()
+
+
+@pytest.mark.netns
+async def test_groups_without_routes_are_removed_in_the_end(kernel_world: KernelWorld):
+    """A cluster whose next hops come and go must not fill the kernel; those in use stay."""
+    kernel_world.reset()
+    fib = kernel_world.make_fib()
+    for host in range(2, 40):
+        hop = ip_address(f"192.0.2.{host}")
+        wanted = many(3, ("up0", hop))
+        assert await fib.apply(diff(wanted, await fib.read())) == []
+        kernel_world.touch_link("pod0")
+        assert await fib.read() == wanted
+    assert len(messages_of(kernel_world)) < 50
+    await fib.close()
+
+
+@pytest.mark.netns
+async def test_a_table_is_believed_only_as_long_as_nobody_touches_it(kernel_world: KernelWorld):
+    """Another hand's deletion, and a link's, are seen at the very next read."""
+    kernel_world.reset()
+    fib = kernel_world.make_fib()
+    wanted = many(3, ("up1", VIA_1)) | table(route("10.0.0.1/32", ("pod0", None)))
+    assert await fib.apply(Delta(wanted)) == []
+    first = await fib.read()
+    assert await fib.read() is first
+    kernel_world.host.ip("route del 10.64.0.0/26 metric 1032")
+    assert RouteKey(ip_network("10.64.0.0/26")) not in await fib.read()
+    kernel_world.set_link("pod0", is_up=False)
+    kernel_world.set_link("pod0", is_up=True)
+    assert RouteKey(ip_network("10.0.0.1/32")) not in await fib.read()
+    kernel_world.set_link("up1", is_up=False)
+    assert await fib.read() == {}
+    kernel_world.set_link("up1", is_up=True)
+    assert await settle(fib, wanted) == []
+    await fib.close()
+
+
+@pytest.mark.netns
+async def test_groups_that_another_hand_removes_are_missed_at_once(kernel_world: KernelWorld):
+    """IPv4 routes go with them without a word; the objects' own news must do."""
+    kernel_world.reset()
+    fib = kernel_world.make_fib()
+    wanted = many(3, ("up1", VIA_1))
+    assert await fib.apply(Delta(wanted)) == []
+    assert await fib.read() == wanted
+    waiting = asyncio.create_task(fib.changed())
+    await asyncio.sleep(0)
+    kernel_world.host.ip("nexthop flush")
+    assert "route" in await asyncio.wait_for(waiting, 5)
+    assert await fib.read() == {}
+    assert await settle(fib, wanted) == []
     await fib.close()

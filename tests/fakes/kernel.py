@@ -233,6 +233,16 @@ class FakeFib(Switches):
                 del self.table[key.prefix, key.metric]
         return failures
 
+    async def abandon(self, gateways: Collection[Address]) -> int:
+        """Where there is another way."""
+        groups = set()
+        for place, (protocol, hops) in list(self.table.items()):
+            left = tuple(hop for hop in hops if hop.gateway not in gateways)
+            if protocol == PROTOCOL and left and left != hops:
+                self.table[place] = (protocol, left)
+                groups.add(hops)
+        return len(groups)
+
     async def links(self) -> dict[str, LinkState]:
         """The links as they are now."""
         self.raise_pending("links")
@@ -408,6 +418,10 @@ class Disturbance(Fib):
             await self._fib.apply(_without(delta, set(keys[: (len(keys) + 1) // 2])))
             raise NetlinkError(105, "disturbed")
         return await self._fib.apply(delta)
+
+    async def abandon(self, gateways: Collection[Address]) -> int:
+        """Undisturbed."""
+        return await self._fib.abandon(gateways)
 
     async def links(self) -> dict[str, LinkState]:
         """Undisturbed."""

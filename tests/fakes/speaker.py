@@ -156,6 +156,8 @@ class FakeSpeaker:
         clock: Callable[[], float] = time.monotonic,
         on_change: Callable[[str], None] = lambda _reason: None,
     ) -> None:
+        self._taken: dict[AdvertisementKey, Path] | None = None
+        self._hops: frozenset[Address] = frozenset()
         self.world = world or FakeWorld()
         self.clock = clock
         self._on_change = on_change
@@ -234,6 +236,22 @@ class FakeSpeaker:
                 and prefix in self.world.neighbor(address).sends
             )
         }
+
+    def take_changes(self) -> Mapping[Prefix, tuple[Path, ...]] | None:
+        before, self._taken = self._taken, dict(self.paths())
+        if before is None:
+            return None
+        keys = before.keys() | self._taken.keys()
+        changed = {key[1] for key in keys if before.get(key) != self._taken.get(key)}
+        return {
+            prefix: tuple(path for key, path in self._taken.items() if key[1] == prefix)
+            for prefix in changed
+        }
+
+    def take_lost_next_hops(self) -> frozenset[Address]:
+        hops = frozenset(path.next_hop for path in self.paths().values())
+        before, self._hops = self._hops, hops
+        return before - hops
 
     def rejections(self) -> tuple[RejectedRoute, ...]:
         return tuple(self._rejections)

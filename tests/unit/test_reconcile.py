@@ -28,6 +28,7 @@ from routing.links import LinkState
 from routing.reconcile import Reconciler
 from routing.report import STORE_OUT_OF_SYNC
 from routing.routes import METRIC, PROTOCOL, NextHop, Prefix, RouteKey
+from tests.fakes.bgp_world import eventually
 from tests.fakes.edge import FakeEdge
 from tests.fakes.kernel import FakeFib, FakeWiring
 from tests.fakes.speaker import FakeSpeaker, FakeWorld
@@ -473,3 +474,75 @@ async def test_the_pods_edge_is_kept_whatever_else_fails(node: Node):
     node.edge.fail_next("ensure", EdgeError("no nft"))
     assert await node.loop.run_pass()
     assert node.loop.edge_error == "no nft"
+
+
+# -- the short way for UPDATEs ---------------------------------------------------------------
+
+
+async def test_an_update_takes_the_short_way_and_a_pass_finds_nothing_left(node: Node):
+    """The route is there, the report knows it, the store was not read; and it is the same table."""
+    await node.started()
+    passes, reads = node.loop.report.passes, len(node.blocks.seen)
+    running = asyncio.create_task(node.loop.run())
+    try:
+        node.world.send(path("10.244.3.0/26"))
+        node.world.unsend(TOR, REMOTE)
+        node.loop.kick(f"bgp:update:{TOR}")
+        await eventually(lambda: "10.244.3.0/26" in node.prefixes(), what="the new route")
+        await eventually(lambda: str(REMOTE) not in node.prefixes(), what="the old one is gone")
+        assert (node.loop.report.passes, len(node.blocks.seen)) == (passes, reads)
+        assert RouteKey(ip_network("10.244.3.0/26")) in node.loop.report.desired.routes
+        assert RouteKey(REMOTE) not in node.loop.report.desired.routes
+    finally:
+        running.cancel()
+    table = dict(node.fib.table)
+    short = node.loop.report.desired
+    await node.loop.run_pass()
+    assert node.fib.table == table
+    assert node.loop.report.desired.routes == short.routes
+    assert node.loop.report.desired.best == short.best
+
+
+async def test_whatever_else_has_happened_makes_a_whole_pass(node: Node):
+    """A kick from the store or the kernel beside the UPDATE's."""
+    await node.started()
+    passes = node.loop.report.passes
+    running = asyncio.create_task(node.loop.run())
+    try:
+        node.world.send(path("10.244.3.0/26"))
+        node.loop.kick(f"bgp:update:{TOR}")
+        node.loop.kick("store")
+        await eventually(lambda: node.loop.report.passes > passes, what="a whole pass")
+        assert "10.244.3.0/26" in node.prefixes()
+    finally:
+        running.cancel()
+
+
+async def test_what_fails_on_the_short_way_is_told_and_retried_by_a_whole_pass(node: Node):
+    """A refusal of the kernel must not be lost with the short cut."""
+    await node.started()
+    passes = node.loop.report.passes
+    node.fib.fail_next("create", OSError("disturbed"))
+    running = asyncio.create_task(node.loop.run())
+    try:
+        node.world.send(path("10.244.3.0/26"))
+        node.loop.kick(f"bgp:update:{TOR}")
+        await eventually(lambda: node.loop.report.passes > passes, what="a whole pass")
+        assert "10.244.3.0/26" in node.prefixes()
+    finally:
+        running.cancel()
+
+
+async def test_a_next_hop_that_went_with_its_session_is_left_before_anything_else(node: Node):
+    """Even when the pass then fails to read the kernel: traffic must not wait for that."""
+    other = ip_address("172.30.0.9")
+    await node.started()
+    node.fib.table[REMOTE, METRIC] = (
+        PROTOCOL,
+        (NextHop("uplink0", TOR), NextHop("uplink0", other)),
+    )
+    node.speaker.take_lost_next_hops()
+    node.world.down(TOR)
+    node.fib.fail_next("read", OSError("disturbed"))
+    assert await node.loop.run_pass()
+    assert node.fib.table[REMOTE, METRIC][1] == (NextHop("uplink0", other),)

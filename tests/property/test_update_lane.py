@@ -1,0 +1,116 @@
+"""The short way for UPDATEs comes to what a whole pass comes to, whatever peers say when."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bgp.adj_rib import AdjRibIn
+from bgp.paths import Path, Update
+from cni.ipam.block import Block, BlockState
+from routing.datastore.snapshot import BGPPeerResource, Meta
+from routing.desired import Desired, desired
+from routing.update_lane import merged, relearn
+from tests.unit.test_desired import TOR, TOR2, inputs, path, snapshot
+
+PREFIXES = (
+    "10.244.2.0/26", "10.244.3.0/26", "10.244.1.64/26", "10.244.1.65/32", "0.0.0.0/0",
+    "198.51.100.0/24", "10.244.4.0/24", "fd44::/122",
+)  # fmt: skip
+SNAPSHOT = snapshot(
+    peers=(BGPPeerResource(Meta("tor"), TOR, 64512), BGPPeerResource(Meta("tor2"), TOR2, 64512)),
+    blocks=(
+        Block(ip_network("10.244.1.64/26"), "v4", "n1", BlockState.CONFIRMED),
+        Block(ip_network("10.244.3.0/26"), "v4", "n3", BlockState.CONFIRMED),
+    ),
+)
+
+hops = {TOR: "172.30.0.0", TOR2: "172.30.1.0"}
+said = st.builds(
+    lambda prefix, peer, asns, far: replace(
+        path(prefix, peer=peer, next_hop="203.0.113.9" if far else hops[peer], as_path=asns),
+        med=None,
+    ),
+    st.sampled_from([each for each in PREFIXES if ":" not in each]),
+    st.sampled_from([TOR, TOR2]),
+    st.sampled_from([(64512, 64602), (64512, 64603), (64512,), (64512, 64601), (64512, 1, 2)]),
+    st.sampled_from([False] * 9 + [True]),
+)
+updates = st.builds(
+    lambda announced, gone: [
+        *(Update(each.peer, (each,)) for each in announced),
+        *(Update(peer, withdrawn=(ip_network(prefix),)) for prefix, peer in gone),
+    ],
+    st.lists(said, max_size=5),
+    st.lists(st.tuples(st.sampled_from(PREFIXES[:6]), st.sampled_from([TOR, TOR2])), max_size=3),
+)
+TAKEN = {"short": 0, "whole": 0}
+
+
+def by_key(paths: tuple[object, ...]) -> set[str]:
+    return {repr(each) for each in paths}
+
+
+@settings(max_examples=200)
+@given(st.lists(updates, min_size=1, max_size=5))
+def test_the_short_way_comes_to_the_same_tables(rounds):
+    """Routes, kinds, best paths and refusals; or it declines, and says so."""
+    rib = AdjRibIn()
+    base = inputs(snapshot=SNAPSHOT, pod_addresses={"s32a": (ip_address("10.244.1.65"),)})
+
+    def whole() -> Desired:
+        return desired(replace(base, paths=list(rib.paths().values())))
+
+    rib.take_changes()
+    last = whole()
+    for batch in rounds:
+        for update in batch:
+            rib.apply(update)
+        changed = rib.take_changes()
+        assert changed is not None
+        news = relearn(base, last, changed)
+        truth = whole()
+        TAKEN["whole" if news is None else "short"] += 1
+        last = truth if news is None else merged(last, news, changed)
+        assert last.routes == truth.routes
+        assert last.kinds == truth.kinds
+        assert last.best == truth.best
+        assert by_key(last.rejected) == by_key(truth.rejected)
+        assert last.conflicts == truth.conflicts
+
+
+def test_the_short_way_was_taken_often():
+    """Else the test above has compared nothing."""
+    assert TAKEN["short"] > 100, TAKEN
+
+
+def test_what_may_change_other_prefixes_is_declined():
+    """A next hop off our links; a limit on a session; a table that was dropped."""
+    rib = AdjRibIn()
+    assert rib.take_changes() is None, "at first anything may have changed"
+    base = inputs(snapshot=SNAPSHOT)
+    last = desired(base)
+    far = path("10.244.2.0/26", next_hop="203.0.113.9")
+    assert relearn(base, last, {far.prefix: (far,)}) is None
+    near: Path = path("10.244.2.0/26")
+    assert relearn(base, last, {near.prefix: (near,)}) is not None
+    limited = {a: replace(s, max_prefixes=5) for a, s in last.sessions.items()}
+    assert relearn(base, replace(last, sessions=limited), {near.prefix: (near,)}) is None
+    rib.apply(Update(TOR, (near,)))
+    rib.take_changes()
+    rib.drop(TOR)
+    assert rib.take_changes() is None
+    assert rib.take_lost_next_hops() == {near.next_hop}
+    assert rib.take_lost_next_hops() == frozenset()
+
+
+def test_a_next_hop_that_another_peer_still_names_is_not_lost():
+    """A reflector and the router itself may both name it."""
+    rib = AdjRibIn()
+    rib.apply(Update(TOR, (path("10.244.2.0/26"),)))
+    rib.apply(Update(TOR2, (path("10.244.3.0/26", peer=TOR2, next_hop=str(TOR)),)))
+    rib.drop(TOR)
+    assert rib.take_lost_next_hops() == frozenset()

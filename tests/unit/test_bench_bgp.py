@@ -1,0 +1,60 @@
+"""The announcer of the BGP benchmark: what it sends is what was asked for."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+import pytest
+
+from bgp.paths import Update
+from bgp.update_decoder import UpdateDecoder
+from lab.bench.announcer import Load
+from lab.bench.bgp import Figures, table
+from lab.bench.systems import Bird, Slash32
+
+PEER = ip_address("192.0.2.2")
+
+
+def decoded(stream: bytes) -> list[Update]:
+    raw, offset = b"", 0
+    while offset < len(stream):
+        length = int.from_bytes(stream[offset + 16 : offset + 18], "big")
+        assert length <= 4096
+        raw += stream[offset + 16 : offset + 18] + stream[offset + 19 : offset + length]
+        offset += length
+    events = list(UpdateDecoder().decode(PEER, raw, is_ebgp=True))
+    assert all(isinstance(event, Update) for event in events)
+    return [event for event in events if isinstance(event, Update)]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_every_prefix_is_announced_and_withdrawn_once(version: int, is_packed: bool):
+    """Packed in few UPDATEs, or each in its own with its own path."""
+    load = Load(3000, version, is_packed)
+    hop = ip_address("10.99.1.2" if version == 4 else "2001:db8::2")
+    announced = decoded(load.announce(hop, 64512))
+    paths = [path for update in announced for path in update.announced]
+    assert [path.prefix for path in paths] == [load.prefix(index) for index in range(3000)]
+    assert {path.next_hop for path in paths} == {hop}
+    assert len({path.as_path for path in paths}) == (1 if is_packed else 250)
+    assert len(announced) < 60 if is_packed else len(announced) == 3000
+    gone = [prefix for update in decoded(load.withdraw()) for prefix in update.withdrawn]
+    assert gone == [load.prefix(index) for index in range(3000)]
+
+
+def test_the_table_compares_medians_and_says_what_was_missed(tmp_path):
+    """A ratio over its target is a MISSED that nobody can overlook."""
+    figures, load = Figures(), Load(10_000)
+    ours, theirs = Slash32(tmp_path, "x"), Bird(tmp_path, "x")
+    for value in (1.0, 3.0, 2.0):
+        figures.note("load", load, ours, value)
+        figures.note("load", load, theirs, 1.0)
+        figures.note("member_lost", load, ours, 0.01)
+        figures.note("member_lost", load, theirs, 1.0)
+    text = table(figures)
+    (missed,) = [line for line in text.splitlines() if "load" in line]
+    assert "2.00" in missed
+    assert "MISSED" in missed
+    (reached,) = [line for line in text.splitlines() if "member_lost" in line]
+    assert "reached" in reached
