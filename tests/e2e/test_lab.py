@@ -163,6 +163,32 @@ def test_exec_asks_the_agent_of_the_node_it_is_in(small):
         assert {p["state"] for p in peers} == {"Established"}
 
 
+def test_metrics_page_and_picture_tell_of_a_real_node(small):
+    """A route that somebody removes is back, and counted; every node is heard for the picture."""
+
+    def page(path: str) -> str:
+        done = lab("exec", "node1", "--", "curl", "-sf", f"http://127.0.0.1:9178{path}")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    metrics = page("/metrics")
+    assert re.search(r"^slash32_bgp_peer_up{.*} 1.0$", metrics, re.MULTILINE)
+    assert not re.search(r"^slash32_bgp_peer_up{.*} 0.0$", metrics, re.MULTILINE)
+    assert re.search(r"^slash32_bgp_update_to_kernel_seconds_count [1-9]", metrics, re.MULTILINE)
+    added = 'slash32_cni_request_duration_seconds_count{command="ADD",result="ok"} '
+    assert added in metrics
+    assert page("/healthz") == page("/readyz") == "ok\n"
+    assert "● healthy" in page("/")
+    routes = lab("exec", "node1", "--", "ip", "-j", "route", "show", "proto", "132").stdout
+    remote = next(r["dst"] for r in json.loads(routes) if "/" in r["dst"] and "type" not in r)
+    assert lab("exec", "node1", "--", "ip", "route", "del", remote).returncode == 0
+    repaired = r'^slash32_route_drift_repaired_total{operation="create"} [1-9]'
+    wait_for(lambda: re.search(repaired, page("/metrics"), re.MULTILINE), "the route is back")
+    drawn = lab("exec", "node1", "--", "slash32", "topology")
+    assert drawn.returncode == 0, drawn.stderr
+    assert re.search(r"(\d+) of \1 nodes heard", drawn.stdout)
+
+
 def test_exec_runs_in_the_targets_network_and_passes_the_exit_status_on(small):
     """The client's address is the client's; 7 stays 7."""
     shown = lab("exec", "client", "--", "ip", "-brief", "address", "show", "lo")
