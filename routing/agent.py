@@ -46,6 +46,7 @@ from routing.metrics.agent_metrics import AgentMetrics
 from routing.metrics.families import Observation
 from routing.readiness import Seen, readiness
 from routing.reconcile import Reconciler
+from routing.session_log import log_change
 from routing.settings import Settings
 from routing.view import (
     Belief,
@@ -273,6 +274,7 @@ class Agent:
 
     def _bgp_changed(self, reason: str) -> None:
         self._metrics.bgp_changed(reason)
+        log_change(reason, self._speaker.sessions)
         self._loop.kick(f"bgp:{reason}")
 
     def _web_server(self, port: int) -> WebServer:
