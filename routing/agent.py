@@ -44,7 +44,7 @@ from routing.journal import Journal
 from routing.links import link_of
 from routing.metrics.agent_metrics import AgentMetrics
 from routing.metrics.families import Observation
-from routing.readiness import Seen, readiness
+from routing.readiness import Seen, probe, readiness
 from routing.reconcile import Reconciler
 from routing.session_log import log_change
 from routing.settings import Settings
@@ -298,7 +298,7 @@ class Agent:
             pages(
                 observe=observe,
                 recent=self._recent,
-                readiness=self._readiness,
+                readiness=self._probe,
                 last_pass_s=last_pass_s,
             ),
             port=port,
@@ -330,17 +330,30 @@ class Agent:
 
     def _readiness(self) -> Unready | None:
         """What CNI STATUS says, from memory."""
+        return readiness(self._seen())
+
+    def _probe(self) -> Unready | None:
+        """What the readiness probe says, from memory."""
+        return probe(
+            self._seen(),
+            age_s=time.monotonic() - self._started_at_s,
+            kernel_errors=[
+                f"{each.key}: {each.error}"
+                for each in self._loop.report.failures
+                if each.key.startswith("route ")
+            ],
+        )
+
+    def _seen(self) -> Seen:
         snapshot, store_error = self._loop.snapshot, self._loop.store_error
-        return readiness(
-            Seen(
-                unread_store=store_error if not snapshot.pools else None,
-                shortage=self._allocator.shortage(store_error),
-                edge_error=self._loop.edge_error,
-                peers=self._loop.peer_names,
-                sessions=self._speaker.sessions(),
-                is_speaker_connected=self._speaker.is_connected,
-                has_learned_routes=self._loop.report.has_learned_routes,
-            )
+        return Seen(
+            unread_store=store_error if not snapshot.pools else None,
+            shortage=self._allocator.shortage(store_error),
+            edge_error=self._loop.edge_error,
+            peers=self._loop.peer_names,
+            sessions=self._speaker.sessions(),
+            is_speaker_connected=self._speaker.is_connected,
+            has_learned_routes=self._loop.report.has_learned_routes,
         )
 
     async def _holders(self) -> list[dict[str, Any]]:

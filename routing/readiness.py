@@ -24,6 +24,8 @@ from routing.topology import PeerName
 NOT_AVAILABLE = 50
 LIMITED_CONNECTIVITY = 51
 
+SETTLING_S = 30.0
+"""For how long after its start an agent's probe waits for every session."""
 PEERS_TOLD_MAX = 4
 """Peers one sentence names; the others are counted."""
 
@@ -60,6 +62,35 @@ def readiness(seen: Seen) -> Unready | None:
     if cannot_add:
         return Unready(NOT_AVAILABLE, "; ".join(cannot_add))
     return None
+
+
+def probe(seen: Seen, *, age_s: float, kernel_errors: Sequence[str]) -> Unready | None:
+    """What the readiness probe says: STATUS's answer, and what a rollout has to wait for.
+
+    A rollout that goes on as soon as one of two sessions is up takes the second away from the
+    next node too; so for ``SETTLING_S`` after the start all of them are waited for. Later one is
+    enough: a router that is down is no fault of the node's.
+
+    Args:
+        age_s: how long the agent has been running.
+        kernel_errors: routes that the kernel should have and has not, and why.
+    """
+    unready = readiness(seen)
+    if unready is not None:
+        return unready
+    if kernel_errors:
+        others = f" and {len(kernel_errors) - 1} more" if len(kernel_errors) > 1 else ""
+        return Unready(
+            LIMITED_CONNECTIVITY, f"the kernel is not in sync: {kernel_errors[0]}{others}"
+        )
+    down = [peer for peer in seen.peers if not _is_up(seen.sessions.get(peer.address))]
+    if down and age_s < SETTLING_S:
+        return Unready(LIMITED_CONNECTIVITY, f"waiting for the sessions with {_names(down)}")
+    return None
+
+
+def _is_up(status: PeerStatus | None) -> bool:
+    return status is not None and status.state is SessionState.ESTABLISHED
 
 
 def _cannot_add(seen: Seen) -> Iterator[str]:

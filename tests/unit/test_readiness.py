@@ -7,7 +7,7 @@ import pytest
 
 from bgp.paths import PeerStatus, SessionState
 from cni.errors import Code
-from routing.readiness import PEERS_TOLD_MAX, Seen, readiness
+from routing.readiness import PEERS_TOLD_MAX, SETTLING_S, Seen, probe, readiness
 from routing.topology import PeerName
 
 TOR1, TOR2 = ip_address("172.30.0.0"), ip_address("172.30.0.2")
@@ -153,3 +153,29 @@ def test_every_combination_gets_the_code_of_its_worst_cause_and_tells_all():
         assert {each for each in ("STORE", "SHORT", "EDGE") if each in unready.reason} == causes
         assert ("BGP session" in unready.reason) == is_cut_off
     assert ran == 64
+
+
+def test_the_probe_waits_for_every_session_at_first_and_for_one_later():
+    """So that a rollout does not take the second session from the next node too."""
+    one_of_two = Seen(peers=PEERS, sessions=sessions(UP), has_learned_routes=True)
+    early = probe(one_of_two, age_s=SETTLING_S - 1, kernel_errors=())
+    assert early is not None
+    assert early.reason == f"waiting for the sessions with tor2 {TOR2}"
+    assert probe(one_of_two, age_s=SETTLING_S, kernel_errors=()) is None
+    both = Seen(peers=PEERS, sessions=sessions(UP, UP))
+    assert probe(both, age_s=0, kernel_errors=()) is None
+    assert probe(Seen(), age_s=0, kernel_errors=()) is None
+
+
+def test_the_probe_says_what_the_kernel_lacks():
+    """A node whose routes are not in place is not ready, whatever its sessions say."""
+    both = Seen(peers=PEERS, sessions=sessions(UP, UP))
+    unready = probe(both, age_s=99, kernel_errors=("10.0.0.0/26: File exists", "b"))
+    assert unready is not None
+    assert unready.reason == "the kernel is not in sync: 10.0.0.0/26: File exists and 1 more"
+
+
+def test_the_probe_says_what_status_says_first():
+    """One answer for one cause."""
+    seen = Seen(peers=PEERS, sessions=sessions())
+    assert probe(seen, age_s=99, kernel_errors=("x",)) == readiness(seen)
