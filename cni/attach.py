@@ -49,8 +49,9 @@ VERB_DEADLINE_S = 30.0
 ADDRESS_ATTEMPTS = 3
 """How many addresses one ADD tries when the host already routes them elsewhere."""
 
-REMOVER_THREADS = 16
-"""Removing a link sleeps 16-20 ms in the kernel (RCU), without CPU; that many overlap."""
+REMOVER_THREADS = 64
+"""Removing a link sleeps 16-20 ms in the kernel (RCU), without CPU; that many overlap, and
+what finds no thread waits that long for one: a node that is drained deletes its pods at once."""
 
 
 class Wiring(Protocol):

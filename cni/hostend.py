@@ -292,17 +292,21 @@ def dump_addresses(family: int, ifindex: int) -> bytes:
 # -- reading -----------------------------------------------------------------------------------
 
 
+_WHOSE = frozenset({nl.IFLA_IFNAME, nl.IFLA_GROUP, nl.IFLA_IFALIAS})
+
+
 def parse_link(body: bytes, *, with_sysctls: bool = True) -> HostEnd:
     """One RTM_NEWLINK body; ``proxy_delay`` is not in it.
 
     Args:
-        with_sysctls: False leaves ``sysctls`` and ``addr_gen_mode`` out, half the work.
+        with_sysctls: False may leave out all but what says whose the link is, half the work.
 
     Raises:
         MalformedMessage: the body is not a link message.
     """
     _family, _type, ifindex, flags, _change = _unpack_link(body)
-    found = nl.attributes(body, nl.IFINFOMSG.size)
+    wanted = None if with_sysctls else _WHOSE
+    found = nl.attributes(body, nl.IFINFOMSG.size, wanted=wanted)
     name = nl.text(found.get(nl.IFLA_IFNAME, b""))
     spec = found.get(nl.IFLA_AF_SPEC, b"") if with_sysctls else b""
     families = nl.attributes(spec)

@@ -206,6 +206,7 @@ class KernelFib:
         self._parsed_links: dict[bytes, LinkState] = {}
         self._parsed: tuple[dict[bytes, Route], dict[int, str]] = ({}, {})
         self._reading_loop: asyncio.AbstractEventLoop | None = None
+        self._is_listening = False
         self._pending: set[str] = set()
         self._has_pending = asyncio.Event()
         self._is_closed = False
@@ -388,12 +389,14 @@ class KernelFib:
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None
-        if self._reading_loop is not None and not self._is_closed:
+        if self._reading_loop is not None and not self._is_closed and not self._is_listening:
+            self._is_listening = True
             self._reading_loop.add_reader(self._event_socket.fileno(), self._on_events)
 
     def _on_events(self) -> None:
         if self._reading_loop is not None and not self._is_awaited():
             self._reading_loop.remove_reader(self._event_socket.fileno())
+            self._is_listening = False
             self._pause = self._reading_loop.call_later(EVENT_PAUSE_S, self.listen)
         self._take_events()
 

@@ -67,7 +67,7 @@ class Route:
         return not self.next_hops
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2048)
 def host_prefix(address: Address) -> Prefix:
     """The /32 or /128 of one address. Every pass asks for every pod's again."""
     # Of the number: of the address it would be made by way of text, at three times the cost.
