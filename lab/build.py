@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,6 +22,7 @@ import yaml
 
 from lab import namespaces, processes, routers, runtime, state
 from lab.plan import (
+    API_PORT,
     MTU_BYTES,
     Address,
     LabFailure,
@@ -69,6 +71,9 @@ def slash32_command(*arguments: str) -> list[str]:
 
 def environment(paths: LabPaths) -> dict[str, str]:
     """What the lab's programs get: nothing of the caller's but where things are."""
+    store = {"SLASH32_STORE": str(paths.store)}
+    if paths.kubeconfig.exists():
+        store = {"SLASH32_STORE": "kubernetes", "KUBECONFIG": str(paths.kubeconfig)}
     return {
         "PATH": f"{paths.bin}:{Path(sys.executable).parent}:{runtime.HOST_PATH}",
         "PYTHONPATH": str(PROJECT_DIR),
@@ -76,7 +81,7 @@ def environment(paths: LabPaths) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "LANG": "C.UTF-8",
         "HOME": "/root",
-        "SLASH32_STORE": str(paths.store),
+        **store,
     }
 
 
@@ -173,6 +178,27 @@ class Lab:
         for tor in self.plan.tors:
             self.start_router(tor)
 
+    def start_api(self) -> None:
+        """The Kubernetes API, where the lab's store is one; returns when it answers."""
+        if self.plan.shape.store != "kubernetes":
+            return
+        self.progress.say("starting a Kubernetes API server")
+        arguments = ["--kubeconfig", str(self.paths.kubeconfig), "--port", str(API_PORT)]
+        for node in self.plan.nodes:
+            arguments += ["--netns", str(namespaces.NETNS_DIR / node.namespace)]
+        command = [sys.executable, "-m", "lab.apiserver", *arguments]
+        self._start("apiserver", command, self.plan.client)
+        wait_until(self._silent_api, what="API server", deadline_s=AGENT_DEADLINE_S)
+
+    def _silent_api(self) -> list[str]:
+        self._give_up_on_dead()
+        return [] if self.paths.kubeconfig.exists() else ["no kubeconfig yet"]
+
+    def stop_api(self, *, is_back: bool = False) -> None:
+        """Takes the API server away as if its process had died, or (``is_back``) brings it back."""
+        server = next(p for p in self._record.processes if p.name == "apiserver")
+        os.kill(server.pid, signal.SIGUSR2 if is_back else signal.SIGUSR1)
+
     def nodes_with_default_route(self) -> list[str]:
         """The nodes that have a default route at this moment."""
         return [n.name for n in self.plan.nodes if namespaces.default_routes(n.namespace)]
@@ -182,11 +208,14 @@ class Lab:
         documents = resources(self.plan, API_VERSION)
         self.paths.resources_file.write_text(yaml.safe_dump_all(documents, sort_keys=False))
         self.progress.say(f"applying {len(documents)} resources")
-        self._slash32("apply", "--store", str(self.paths.store), "-f", self.paths.resources_file)
+        self._slash32("apply", "-f", self.paths.resources_file)
 
     def _slash32(self, *arguments: object) -> str:
+        """In the client's network, where an API server is; a file is the same everywhere."""
         return namespaces.run(
-            slash32_command(*(str(a) for a in arguments)), env=environment(self.paths)
+            slash32_command(*(str(a) for a in arguments)),
+            namespace=self.plan.client.namespace,
+            env=environment(self.paths),
         )
 
     def start_nodes(self) -> None:
@@ -197,6 +226,8 @@ class Lab:
         for node in plan.nodes:
             self.start_speaker(node)
             self.start_agent(node)
+        if plan.shape.store == "kubernetes":
+            self._start("controller", slash32_command("controller"), plan.client)
         for node in plan.nodes:
             self._slash32(
                 *("cni", "install", "--run-dir", paths.run_dir(node.name)),
@@ -214,7 +245,7 @@ class Lab:
         paths = self.paths
         paths.state_dir(node.name).mkdir(parents=True, exist_ok=True)
         arguments = ["--run-dir", str(paths.run_dir(node.name)), "--node", node.name]
-        arguments += ["--state-dir", str(paths.state_dir(node.name)), "--store", str(paths.store)]
+        arguments += ["--state-dir", str(paths.state_dir(node.name))]
         self._start(f"agent-{node.name}", slash32_command("agent", *arguments), node)
 
     def start_router(self, tor: Machine, *, is_restart: bool = False) -> None:
@@ -480,6 +511,7 @@ def up(lab: Lab) -> None:
     early = lab.nodes_with_default_route()
     if early:
         raise LabFailure(f"a default route before BGP gave one, on {', '.join(early)}")
+    lab.start_api()
     lab.apply_resources()
     lab.start_nodes()
     lab.add_pods()

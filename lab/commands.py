@@ -12,7 +12,7 @@ import click
 
 from lab import build, demo, interrupts, namespaces, processes, routers, teardown
 from lab.build import Lab
-from lab.plan import TOPOLOGIES, InvalidShape, LabFailure, Shape
+from lab.plan import STORES, TOPOLOGIES, InvalidShape, LabFailure, Shape
 from lab.waiting import Progress
 from routing.cli.exits import FINDINGS, UNREACHABLE, USAGE, Exit
 from routing.cli.table import render
@@ -53,6 +53,13 @@ def _size_options(command: Callable[..., None]) -> Callable[..., None]:
         command = click.option(option, type=int, default=default, show_default=True, help=text)(
             command
         )
+    command = click.option(
+        "--store",
+        type=click.Choice(STORES),
+        default=STORES[0],
+        show_default=True,
+        help="Where the cluster's state is: a file, or a (small) Kubernetes API.",
+    )(command)
     return click.option(
         "--families",
         type=click.Choice(["v4", "dual"]),
@@ -91,12 +98,14 @@ def lab() -> None:
 @lab.command()
 @_name_option
 @_shape_options
-def up(name: str, nodes: int, tors: int, pods: int, families: str, topology: str) -> None:
+def up(
+    name: str, nodes: int, tors: int, pods: int, families: str, topology: str, store: str
+) -> None:
     """Build a lab and leave it running."""
     with _failures_as_exit_codes():
         progress = Progress()
         dual_stack = families == "dual"
-        shape = Shape(nodes, tors, pods, dual_stack=dual_stack, topology=topology)
+        shape = Shape(nodes, tors, pods, dual_stack=dual_stack, topology=topology, store=store)
         build.check_machine(shape)
         built = build.claim(name, shape, progress=progress)
         try:
@@ -229,10 +238,11 @@ def exec_(name: str, target: str, command: tuple[str, ...]) -> None:
 
 @lab.command(name="demo")
 @_size_options
-def demo_(nodes: int, tors: int, pods: int, families: str) -> None:
+def demo_(nodes: int, tors: int, pods: int, families: str, store: str) -> None:
     """Build a lab, prove that it works, show it, and leave nothing behind. Exit 0 if all holds."""
     with _failures_as_exit_codes():
-        shape = Shape(nodes=nodes, tors=tors, pods=pods, dual_stack=families == "dual")
+        dual_stack = families == "dual"
+        shape = Shape(nodes, tors, pods, dual_stack=dual_stack, store=store)
         if nodes * pods < 2:
             raise InvalidShape(f"--nodes {nodes} --pods {pods}: a demo needs two pods at least")
         verdict = demo.run(shape, progress=Progress())

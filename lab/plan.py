@@ -44,6 +44,9 @@ PODS_MAX = 60
 """Per node; a /26 holds 64 addresses, so that a node of a lab seldom needs a second block."""
 
 TOPOLOGIES = ("tor", "mesh", "rr")
+STORES = ("embedded", "kubernetes")
+API_PORT = 6443
+"""Of the API server, on loopback of every node and of the client."""
 
 TOR_ASN = 64512
 CLUSTER_ASN = 64512
@@ -78,6 +81,7 @@ class Shape:
     """How big a lab is. ``pods`` is per node; ``dual_stack`` adds IPv6 everywhere.
 
     ``tors`` counts route reflectors in topology ``rr``; in ``mesh`` there is no router.
+    ``store`` is where the cluster's state is: one file, or a Kubernetes API (``lab/apiserver``).
 
     Raises:
         InvalidShape: a figure is out of its range.
@@ -88,8 +92,11 @@ class Shape:
     pods: int = 2
     dual_stack: bool = True
     topology: str = "tor"
+    store: str = "embedded"
 
     def __post_init__(self) -> None:
+        if self.store not in STORES:
+            raise InvalidShape(f"--store {self.store}: must be one of {', '.join(STORES)}")
         if self.topology not in TOPOLOGIES:
             raise InvalidShape(
                 f"--topology {self.topology}: must be one of {', '.join(TOPOLOGIES)}"
@@ -375,6 +382,11 @@ class LabPaths:
     @property
     def store(self) -> Path:
         return self.root / "store.db"
+
+    @property
+    def kubeconfig(self) -> Path:
+        """Is there once the lab's API server listens."""
+        return self.root / "kubeconfig"
 
     @property
     def resources_file(self) -> Path:

@@ -35,8 +35,9 @@ from cni.ipam.pool import IPPool
 from cni.server import CniServer
 from cni.wiring import KernelWiring
 from routing.control import ControlServer
-from routing.datastore.local import LocalStore
-from routing.datastore.snapshot import Snapshot
+from routing.datastore.cache import SnapshotCache
+from routing.datastore.opening import open_store, pod_wishes
+from routing.datastore.snapshot import Datastore, Snapshot, StatusBoard
 from routing.explain.about import about
 from routing.explain.codec import to_json
 from routing.fib import KernelFib
@@ -46,6 +47,7 @@ from routing.metrics.agent_metrics import AgentMetrics
 from routing.metrics.families import Observation
 from routing.readiness import Seen, probe, readiness
 from routing.reconcile import Reconciler
+from routing.reporting import Reporter
 from routing.session_log import log_change
 from routing.settings import Settings
 from routing.view import (
@@ -121,7 +123,7 @@ def run_lock(settings: Settings) -> Iterator[None]:
 class Agent:
     """The parts of one agent, plugged together."""
 
-    def __init__(self, settings: Settings, *, version: str, store: LocalStore) -> None:
+    def __init__(self, settings: Settings, *, version: str, store: Datastore) -> None:
         self._settings = settings
         self._version = version
         self._store = store
@@ -134,6 +136,9 @@ class Agent:
         departures.on_expect = self._fib.listen
         self._edge = NftEdge()
         self._conntrack = KernelConntrack()
+        cache = SnapshotCache(
+            settings.snapshot_cache, node=settings.node, passwords_path=settings.password_cache
+        )
         self._allocator = Allocator(
             settings.node,
             store,
@@ -141,6 +146,7 @@ class Agent:
             time.monotonic,
             cooldown_s=settings.cooldown_s,
             cooldown_file=str(settings.cooldown_file),
+            give_up=cache.give_up,
         )
         self._speaker = Speaker(
             socket_path=str(settings.bgp_socket),
@@ -162,6 +168,10 @@ class Agent:
             on_report=lambda before, after: self._journal.note(
                 before, after, self._speaker.sessions()
             ),
+            cache=cache,
+        )
+        self._wishes = pod_wishes(
+            store, node=settings.node, pools=lambda: self._loop.snapshot.pools
         )
         self._attacher = Attacher(
             wiring=self._metrics.wiring(self._wiring),
@@ -172,6 +182,7 @@ class Agent:
             departures=departures,
             conntrack=self._conntrack,
             examine_netns=self._wiring.examine,
+            wishes=self._wishes,
         )
         self._collector = Collector(
             links=self._wiring,
@@ -207,10 +218,14 @@ class Agent:
     ) -> AsyncIterator[Agent]:
         """An agent whose files and sockets are closed again on the way out."""
         async with AsyncExitStack() as stack:
-            store = LocalStore(settings.store)
+            store = await open_store(
+                settings.store_name, kubeconfig=settings.kubeconfig, reporter=settings.node
+            )
             stack.push_async_callback(store.close)
             agent = cls(settings, version=version, store=store)
             agent._recent = recent
+            if agent._wishes is not None:
+                stack.push_async_callback(agent._wishes.close)
             stack.push_async_callback(agent._fib.close)
             stack.callback(agent._wiring.close)
             stack.callback(agent._edge.close)
@@ -236,6 +251,7 @@ class Agent:
         if self._web is not None:
             await self._web.start()
         await self._speaker.start()
+        self._loop.recall()
         await self._loop.run_pass()
         await self._cni.start()
         # What is alive now stays: the collector need not walk the libraries again at every ADD.
@@ -252,9 +268,27 @@ class Agent:
                 tasks.create_task(self._loop.watch_store()),
                 tasks.create_task(self._collector.run(self._settings.resync_s)),
             ]
+            if self._wishes is not None:
+                self._wishes.start()
+            if isinstance(self._store, StatusBoard):
+                reporter = self._reporter(self._store)
+                workers.append(tasks.create_task(reporter.run()))
             await stop.wait()
             for worker in workers:
                 worker.cancel()
+
+    def _reporter(self, board: StatusBoard) -> Reporter:
+        def unready() -> str | None:
+            found = self._readiness()
+            return None if found is None else found.reason
+
+        return Reporter(
+            board,
+            belief=self._belief,
+            unready=unready,
+            starved=self._allocator.exhausted_pools,
+            clock=time.monotonic,
+        )
 
     def _adopt(self) -> None:
         """The kernel is the journal: every live pod link holds its addresses."""
@@ -426,8 +460,12 @@ class Agent:
             last_pass_age_s=None
             if report.finished_at_s is None
             else round(now_s - report.finished_at_s, 3),
-            store=str(self._settings.store),
-            ipam_problems=self._allocator.problems(),
+            store=self._settings.store_name,
+            ipam_problems=[
+                *self._allocator.problems(),
+                *self._loop.knowledge_problems,
+                *(problem.text for problem in self._store.problems()),
+            ],
             unusable=self._speaker.rejections(),
             stale=self._speaker.stale_paths(),
         )

@@ -28,11 +28,13 @@ from cni.ipam.block import Block, BlockStoreError
 from cni.podlink import PodLink
 from cni.wiring import ObservedLink
 from routing.announcer import Announcer
+from routing.datastore.cache import SnapshotCache
 from routing.datastore.snapshot import Datastore, Snapshot, StoreError
 from routing.delta import Delta, Failure, diff
 from routing.desired import Desired, Inputs, desired
 from routing.fib import Fib
 from routing.host_routes import HostRoutes
+from routing.knowledge import Knowledge
 from routing.links import LinkState
 from routing.next_hops import to_look_up
 from routing.report import STORE_OUT_OF_SYNC, Held, PassReport
@@ -75,6 +77,12 @@ class Blocks(Protocol):
     async def release_empty_blocks(self) -> Sequence[Prefix]:
         """One step towards giving back blocks nobody uses; those that are gone now."""
 
+    def restore(self, blocks: Sequence[Block]) -> None:
+        """Takes this node's CONFIRMED blocks of a last known list into use."""
+
+    def blocks(self) -> Sequence[tuple[Block, int, int, int]]:
+        """(block, used, cooling, free) of each CONFIRMED block of ours."""
+
 
 class Reconciler:
     """Owns the loop. ``ensure``, ``forget`` and ``check`` are the HostRoutes port of cni.attach."""
@@ -92,6 +100,7 @@ class Reconciler:
         clock: Callable[[], float],
         resync_s: float = 30.0,
         on_report: Callable[[PassReport, PassReport], None] = lambda _before, _after: None,
+        cache: SnapshotCache | None = None,
     ) -> None:
         self._node = node
         self._on_report = on_report
@@ -107,8 +116,7 @@ class Reconciler:
         self._kicked = asyncio.Event()
         self._reasons: set[str] = set()
         self._last_inputs: Inputs | None = None
-        self._snapshot = Snapshot()
-        self._store_error: str | None = "not read yet"
+        self._knowledge = Knowledge(node=node, store=store, blocks=blocks, cache=cache)
         self._sessions = SessionMemory()
         self._was_complete: set[Address] = set()
         self._announcer = Announcer(speaker)
@@ -128,17 +136,26 @@ class Reconciler:
     @property
     def snapshot(self) -> Snapshot:
         """The last snapshot the store gave; ``in_sync`` is False while the store is away."""
-        return self._snapshot
+        return self._knowledge.snapshot
 
     @property
     def store_error(self) -> str | None:
         """Why the store cannot be read at present, or None."""
-        return self._store_error
+        return self._knowledge.error
 
     @property
     def peer_names(self) -> Sequence[PeerName]:
         """The peers this node should have, as the last pass knew them."""
         return self._sessions.plan.topology.names
+
+    def recall(self) -> bool:
+        """Starts from what was last known, if the node's disk has it; before the first pass."""
+        return self._knowledge.recall()
+
+    @property
+    def knowledge_problems(self) -> Sequence[str]:
+        """What is wrong with what this node knows, one sentence each."""
+        return self._knowledge.problems
 
     def kick(self, reason: str) -> None:
         """Asks for a pass. Callable at any moment from the loop's thread; never blocks."""
@@ -315,7 +332,7 @@ class Reconciler:
 
     async def _release_empty_blocks(self, failures: list[Failure[str]]) -> None:
         """One step each resync; the pass after it withdraws what was marked (invariant 4)."""
-        if not self._snapshot.in_sync:
+        if not self.snapshot.in_sync:
             return
         try:
             for cidr in await self._blocks.release_empty_blocks():
@@ -344,25 +361,21 @@ class Reconciler:
         return tuple(await asyncio.to_thread(self._pod_links.read))
 
     async def _read_store(self, failures: list[Failure[str]]) -> None:
-        try:
-            self._snapshot = await self._store.snapshot()
-            self._store_error, self.store_read_at_s = None, self._clock()
-            await self._blocks.refresh(self._snapshot.blocks)
-        except (StoreError, OSError) as error:
-            # Last-known-good stays, but nothing is deleted or withdrawn on its word.
-            self._store_error = str(error)
-            self._snapshot = _out_of_sync(self._snapshot)
-            failures.append(Failure("store", "read", str(error)))
+        error = await self._knowledge.read()
+        if error is None:
+            self.store_read_at_s = self._clock()
+        else:
+            failures.append(Failure("store", "read", error))
 
     async def _plan_sessions(self, links: Mapping[str, LinkState]) -> None:
         """Once a pass, and not when somebody only looks: the plan depends on what was before."""
-        topology = sessions_for(self._snapshot, self._node)
+        topology = sessions_for(self.snapshot, self._node)
         asked = {}
         for address in self._sessions.to_ask(topology, links):
             source = await self._fib.source_for(address)
             if source is not None:
                 asked[address] = source
-        node = find_node(self._snapshot, self._node)
+        node = find_node(self.snapshot, self._node)
         connected = self._speaker.is_connected
         last = self.report.desired
         self._sessions.step(
@@ -388,7 +401,7 @@ class Reconciler:
         in_use = {path.next_hop for chosen in self.report.desired.best.values() for path in chosen}
         return Inputs(
             node=self._node,
-            snapshot=self._snapshot,
+            snapshot=self.snapshot,
             pod_addresses={pod.ifname: pod.record.addresses for pod in pods},
             topology=plan.topology,
             paths=paths,
@@ -414,7 +427,7 @@ class Reconciler:
         if self._may_write_bgp():
             await self._announcer.set_peers(wanted, failures)
             await self._announcer.announce(
-                wanted, failed, failures, held, in_sync=self._snapshot.in_sync
+                wanted, failed, failures, held, in_sync=self.snapshot.in_sync
             )
         # An ADD may have written one anew since this pass looked: a link rebuilt, say.
         stale = {
@@ -462,7 +475,7 @@ class Reconciler:
 
     def _may_write_bgp(self) -> bool:
         """Peers and announcements follow from the store; without it they stay as they are."""
-        return self._snapshot.in_sync
+        return self.snapshot.in_sync
 
     def _gate(self, wanted: Desired, held: list[Held]) -> Callable[[RouteKey, Route], bool]:
         def gate(key: RouteKey, route: Route) -> bool:
@@ -475,7 +488,7 @@ class Reconciler:
 
     def _closed_gate(self, route: Route, wanted: Desired) -> str | None:
         """Why ``route`` may not be deleted now, or None."""
-        if not self._snapshot.in_sync:
+        if not self.snapshot.in_sync:
             return STORE_OUT_OF_SYNC
         if route.is_blackhole or all(hop.gateway is None for hop in route.next_hops):
             return None
@@ -584,7 +597,3 @@ class Reconciler:
             ),
         )
         self._on_report(before, self.report)
-
-
-def _out_of_sync(snapshot: Snapshot) -> Snapshot:
-    return replace(snapshot, in_sync=False)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
+KUBERNETES = "kubernetes"
+"""What ``--store`` says for the Kubernetes API."""
 NODE_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 SOCKET_PATH_MAX_BYTES = 107
 """sun_path is 108 bytes with the terminating NUL (unix(7))."""
@@ -28,7 +30,8 @@ class Settings:
         node: this node's name, as the Node resource has it.
         run_dir: sockets and exabgp.conf; on a tmpfs, gone with a reboot like the pods themselves.
         state_dir: what may outlive a reboot.
-        store: path of the embedded store.
+        store: path of the embedded store; None for the Kubernetes API.
+        kubeconfig: how to reach it; None for the service account of the pod we run in.
         mtu_bytes: MTU of pod links, or None for that of the uplink.
         cooldown_s: how long a released address rests before it is given out again.
         resync_s: how often everything is read back and compared although nothing was announced.
@@ -40,20 +43,21 @@ class Settings:
     node: str
     run_dir: Path
     state_dir: Path
-    store: Path
+    store: Path | None
     mtu_bytes: int | None = None
     cooldown_s: float = 30.0
     resync_s: float = 30.0
     collect_grace_s: float = 60.0
     http_port: int | None = None
     metrics_address: IPv4Address | IPv6Address | None = None
+    kubeconfig: Path | None = None
 
     def __post_init__(self) -> None:
         if not NODE_NAME.fullmatch(self.node):
             raise InvalidSettings(f"node = {self.node!r}: must be a DNS-1123 subdomain")
-        for name in ("run_dir", "state_dir", "store"):
-            path: Path = getattr(self, name)
-            if not path.is_absolute():
+        for name in ("run_dir", "state_dir", "store", "kubeconfig"):
+            path: Path | None = getattr(self, name)
+            if path is not None and not path.is_absolute():
                 raise InvalidSettings(f"{name} = {str(path)!r}: must be an absolute path")
         longest = max(len(bytes(p)) for p in (self.cni_socket, self.bgp_socket, self.agent_socket))
         if longest > SOCKET_PATH_MAX_BYTES:
@@ -91,6 +95,21 @@ class Settings:
     @property
     def exabgp_conf(self) -> Path:
         return self.run_dir / "exabgp.conf"
+
+    @property
+    def store_name(self) -> str:
+        """As people call it: the path, or ``kubernetes``."""
+        return KUBERNETES if self.store is None else str(self.store)
+
+    @property
+    def snapshot_cache(self) -> Path:
+        """Beside what outlives a reboot."""
+        return self.state_dir / "snapshot"
+
+    @property
+    def password_cache(self) -> Path:
+        """Never on a disk."""
+        return self.run_dir / "passwords"
 
     @property
     def cooldown_file(self) -> Path:

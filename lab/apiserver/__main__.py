@@ -13,13 +13,11 @@ from lab.apiserver.server import ApiDouble
 
 async def serve(arguments: argparse.Namespace) -> None:
     """Serves until SIGTERM or SIGINT."""
-    double = ApiDouble(listen=arguments.listen)
+    double = ApiDouble(listen=arguments.listen, namespaces=arguments.netns)
     await double.start(arguments.port)
-    if arguments.kubeconfig is not None:
-        double.write_kubeconfig(arguments.kubeconfig)
-    temporary = arguments.port_file.with_suffix(".new")
-    temporary.write_text(f"{double.port}\n")
-    os.replace(temporary, arguments.port_file)
+    # By rename: who finds the file finds a server that listens.
+    draft = arguments.kubeconfig.with_suffix(".new")
+    os.replace(double.write_kubeconfig(draft), arguments.kubeconfig)
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
     wanted = asyncio.Queue[bool]()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -41,9 +39,9 @@ async def serve(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="a Kubernetes API server for tests")
-    parser.add_argument("--port-file", type=Path, required=True)
-    parser.add_argument("--kubeconfig", type=Path)
+    parser = argparse.ArgumentParser(description="a small Kubernetes API server, for a lab")
+    parser.add_argument("--kubeconfig", type=Path, required=True, help="written when it listens")
+    parser.add_argument("--netns", type=Path, action="append", default=[], help="listens there too")
     parser.add_argument("--listen", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     asyncio.run(serve(parser.parse_args()))

@@ -10,9 +10,11 @@ with bookmarks and 410 after compaction; and switches for everything that goes w
     down() / up()   the server is gone, and back on the same port with the same state
     state.compact() watches from before get 410
 
-From another process: ``python -m lab.apiserver --port-file F --kubeconfig K``; SIGUSR1 is down,
-SIGUSR2 is up; POST /-/fault takes a Fault as JSON, POST /-/compact nothing, and POST /-/silent
-``{"on": bool}``.
+With ``namespaces`` it is on loopback, at the same port, of each of these too: every node of a lab
+then reaches it, and no link of the lab carries it.
+
+From another process: ``python -m lab.apiserver --kubeconfig K``; SIGUSR1 is down, SIGUSR2 is up;
+POST /-/fault takes a Fault as JSON, POST /-/compact nothing, POST /-/silent ``{"on": bool}``.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
+import socket
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +33,7 @@ from typing import Any
 
 from aiohttp import web
 
+from cni.netns import inside
 from lab.apiserver.schema import load_schemas
 from lab.apiserver.state import KINDS, ApiError, Change, Key, Kind, Object, State
 
@@ -91,7 +96,13 @@ class Asked:
 class ApiDouble:
     """The server. ``await start()``, then ``url``; ``await stop()``."""
 
-    def __init__(self, state: State | None = None, *, listen: str = "127.0.0.1") -> None:
+    def __init__(
+        self,
+        state: State | None = None,
+        *,
+        listen: str = "127.0.0.1",
+        namespaces: Sequence[Path] = (),
+    ) -> None:
         self.state = state or State(load_schemas())
         self.calls: Counter[tuple[str, str]] = Counter()
         """(verb, resource) -> requests."""
@@ -104,6 +115,7 @@ class ApiDouble:
         """The queries of lists and watches of Secrets."""
         self.port = 0
         self._listen = listen
+        self._namespaces = namespaces
         self._is_silent = False
         self._faults: list[Fault] = []
         self._pages: dict[str, list[Object]] = {}
@@ -169,7 +181,19 @@ class ApiDouble:
         await site.start()
         self._runner = runner
         self.port = runner.addresses[0][1]
+        for namespace in self._namespaces:
+            await web.SockSite(runner, self._socket_in(namespace)).start()
         self.state.listen(self._stir)
+
+    def _socket_in(self, namespace: Path) -> socket.socket:
+        """A socket stays in the namespace it was made in, whoever reads it."""
+        descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with inside(descriptor):
+                family = socket.AF_INET6 if ":" in self._listen else socket.AF_INET
+                return socket.create_server((self._listen, self.port), family=family)
+        finally:
+            os.close(descriptor)
 
     async def down(self) -> None:
         """The process died: nobody listens, connections are reset, the state stays (etcd)."""

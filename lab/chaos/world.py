@@ -142,7 +142,8 @@ class World:
     def apply(self, text: str) -> str:
         """``slash32 apply`` of YAML."""
         return namespaces.run(
-            build.slash32_command("apply", "--store", str(self.lab.paths.store), "-f", "-"),
+            build.slash32_command("apply", "-f", "-"),
+            namespace=self.lab.plan.client.namespace,
             env=build.environment(self.lab.paths),
             stdin=text,
         )

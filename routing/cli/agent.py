@@ -10,7 +10,13 @@ import click
 
 from routing.cli.exits import FINDINGS, Exit, errors_as_exit_codes
 from routing.cli.main import version
-from routing.settings import HTTP_PORT, InvalidSettings, Settings, default_node_name
+from routing.settings import (
+    HTTP_PORT,
+    KUBERNETES,
+    InvalidSettings,
+    Settings,
+    default_node_name,
+)
 
 
 @click.command()
@@ -36,8 +42,13 @@ from routing.settings import HTTP_PORT, InvalidSettings, Settings, default_node_
     envvar="SLASH32_STORE",
     default="/var/lib/slash32/store.db",
     show_default=True,
+    help="The embedded store's path, or kubernetes.",
+)
+@click.option(
+    "--kubeconfig",
+    envvar="KUBECONFIG",
     type=click.Path(path_type=Path),
-    help="The embedded store.",
+    help="How to reach the API server; default: the service account of this pod.",
 )
 @click.option("--mtu", type=int, help="MTU of pod links in bytes; default: that of the uplink.")
 @click.option(
@@ -74,7 +85,8 @@ def agent(
     node: str | None,
     run_dir: Path,
     state_dir: Path,
-    store: Path,
+    store: str,
+    kubeconfig: Path | None,
     mtu: int | None,
     cooldown: float,
     http_port: int,
@@ -97,7 +109,8 @@ def agent(
             node=node or default_node_name(),
             run_dir=run_dir,
             state_dir=state_dir,
-            store=store,
+            store=None if store == KUBERNETES else Path(store),
+            kubeconfig=kubeconfig,
             mtu_bytes=mtu,
             cooldown_s=cooldown,
             http_port=http_port or None,

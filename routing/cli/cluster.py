@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from routing.cli.resources import Store, with_store
+from routing.cli.resources import with_store
+from routing.datastore.opening import Store
 from routing.datastore.snapshot import NodeStatusResource, Snapshot
 
 

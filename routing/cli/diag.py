@@ -121,8 +121,9 @@ def _parts(
 
 def _resources(store: str, errors: list[str]) -> Iterator[tuple[str, str]]:
     """Every resource but Secrets."""
-    from routing.cli.resources import Store, with_store
+    from routing.cli.resources import with_store
     from routing.datastore.documents import dump
+    from routing.datastore.opening import Store
     from routing.datastore.resources import KINDS, to_document
     from routing.datastore.snapshot import StoreError
 

@@ -142,7 +142,8 @@ def release(block: tuple[str, ...], yes: bool, store: str) -> None:
     A block of a node that exists is its agent's to give back, and is refused: then none is given
     back.
     """
-    from routing.cli.resources import Store, with_store
+    from routing.cli.resources import with_store
+    from routing.datastore.opening import Store
     from routing.datastore.resources import block_name
 
     wanted = [_cidr(each) for each in block]

@@ -14,6 +14,7 @@ import click
 
 COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "agent": ("routing.cli.agent", "agent", "Run this node's routing agent."),
+    "controller": ("routing.cli.controller", "controller", "Run the cluster's controller."),
     "speaker": ("routing.cli.speaker", "speaker", "Run ExaBGP for this node's agent."),
     "status": ("routing.cli.status", "status", "A node on one screen, or all nodes."),
     "peers": ("routing.cli.inspect", "peers", "BGP sessions."),

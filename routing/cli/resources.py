@@ -1,15 +1,18 @@
 """slash32 apply, get, delete: the store's resources from the command line.
 
 An invocation is all or nothing: every file is read and judged before the store is opened, and what
-the store has to say about the whole is said inside one transaction.
+the store has to say about the whole is said inside one transaction. The Kubernetes API has none:
+there everything is judged, and the server asked for a dry run of each, before the first is written.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -21,7 +24,7 @@ from routing.cli.table import render
 from routing.datastore.documents import INPUT_MAX_BYTES, InvalidDocument, dump
 from routing.datastore.fields import Malformed, parse_cidr
 from routing.datastore.kinds.peer import endpoint_text
-from routing.datastore.local import LocalStore
+from routing.datastore.opening import Store, open_store
 from routing.datastore.resources import (
     KINDS,
     block_name,
@@ -44,7 +47,6 @@ from routing.datastore.snapshot import (
 )
 
 T = TypeVar("T")
-Store = LocalStore
 
 _HEADERS: Mapping[str, Sequence[str]] = {
     "IPPool": ("NAME", "CIDR", "BLOCKSIZE", "DISABLED", "SELECTOR"),
@@ -127,7 +129,7 @@ def delete(kind: str | None, names: tuple[str, ...], files: tuple[str, ...], sto
         click.echo(f"{key[0].lower()}/{key[1]} deleted")
 
 
-def with_store(path: str, work: Callable[[LocalStore], Awaitable[T]], *, create: bool = False) -> T:
+def with_store(where: str, work: Callable[[Store], Awaitable[T]], *, create: bool = False) -> T:
     """Runs ``work`` on the store and closes it.
 
     Raises:
@@ -135,13 +137,22 @@ def with_store(path: str, work: Callable[[LocalStore], Awaitable[T]], *, create:
     """
 
     async def run() -> T:
-        opened = LocalStore(path, create=create)
+        opened = await open_store(where, kubeconfig=_kubeconfig(), create=create)
         try:
             return await work(opened)
         finally:
             await opened.close()
 
     return asyncio.run(run())
+
+
+def _kubeconfig() -> Path | None:
+    """Where kubectl would look; None where there is none, as in a pod."""
+    given = os.environ.get("KUBECONFIG")
+    if given:
+        return Path(given)
+    usual = Path.home() / ".kube" / "config"
+    return usual if usual.is_file() else None
 
 
 def _read_files(names: Sequence[str]) -> list[Resource]:

@@ -11,6 +11,5 @@ store_option = click.option(
     envvar="SLASH32_STORE",
     default=DEFAULT_STORE,
     show_default=True,
-    type=click.Path(),
-    help="The embedded store (also SLASH32_STORE).",
+    help="The embedded store's path, or kubernetes, by KUBECONFIG (also SLASH32_STORE).",
 )

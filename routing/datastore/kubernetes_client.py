@@ -46,6 +46,7 @@ PAGE_MAX = 500
 """Objects in one page of a list; the server answers it from one moment, page after page."""
 LISTINGS_MAX = 3
 """Lists begun again because their pages had expired (410)."""
+ABORT_TURNS = 5
 RELOAD_MIN_S = 10.0
 """Credentials are read again at most so often."""
 
@@ -119,7 +120,7 @@ class ApiServer:
         clients, self._retired, self._client = [*self._retired, self._client], [], None
         for client in clients:
             if client is not None:
-                await client.close()
+                await _end(client)
 
     async def request(
         self,
@@ -137,6 +138,10 @@ class ApiServer:
             Refused: it said no.
             Unreachable: there was no answer, or half of one.
         """
+        if asyncio.current_task() is None:
+            # A verb of the CNI server comes here without a task until it first waits
+            # (cni/eager.py), and timeouts, ours and aiohttp's, need one.
+            await asyncio.sleep(0)
         deadline_s = time.monotonic() + RETRY_BUDGET_S
         while True:
             try:
@@ -211,7 +216,7 @@ class ApiServer:
         try:
             yield self._events(response)
         finally:
-            response.close()
+            _break_off(response)
 
     async def _events(self, response: aiohttp.ClientResponse) -> AsyncIterator[Object]:
         while True:
@@ -317,7 +322,8 @@ class ApiServer:
             retired, self._retired = self._retired, [self._client]
             await self._load()
             for client in retired:
-                await client.close()
+                if client is not None:
+                    await _end(client)
             return True
 
     async def _load(self) -> None:
@@ -349,6 +355,25 @@ class ApiServer:
         self._client = client
         self._loaded_at_s = time.monotonic()
         self.name = f"kubernetes {configuration.host}"
+
+
+async def _end(client: Any) -> None:
+    """Closes a client and its connections, without TLS goodbyes, which nobody would wait for."""
+    session = client.rest_client.pool_manager
+    if session is not None and session.connector is not None:
+        await session.connector.close(abort_ssl=True)
+    await client.close()
+    for _ in range(ABORT_TURNS):
+        # An aborted connection is closed in the loop's next turns, not before.
+        await asyncio.sleep(0)
+
+
+def _break_off(response: aiohttp.ClientResponse) -> None:
+    """Ends a response that may be half read, and its connection with it."""
+    connection = response.connection
+    if connection is not None and connection.transport is not None:
+        connection.transport.abort()
+    response.close()
 
 
 def _sentence(error: BaseException) -> str:

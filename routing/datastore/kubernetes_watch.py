@@ -83,6 +83,7 @@ class Reflector(Generic[V]):
         on_change: called when something of the mirror (or its staleness) changed.
         field_selector: to mirror only some of the collection.
         content: what of a value is worth a change notice; all of it by default.
+        is_namespaced: whether the mirror's names are ``namespace/name``.
         may_be_absent: whether 403 and 404 mean an empty mirror and not a failure.
     """
 
@@ -96,6 +97,7 @@ class Reflector(Generic[V]):
         field_selector: str = "",
         content: Callable[[V], object] | None = None,
         may_be_absent: bool = False,
+        is_namespaced: bool = False,
         pace: Pace | None = None,
     ) -> None:
         self._server = server
@@ -107,6 +109,7 @@ class Reflector(Generic[V]):
             {"fieldSelector": field_selector} if field_selector else {}
         )
         self._may_be_absent = may_be_absent
+        self._is_namespaced = is_namespaced
         self._pace = pace or Pace()
         self._entries: dict[str, Entry[V]] = {}
         self._problems: dict[str, str] = {}
@@ -238,7 +241,7 @@ class Reflector(Generic[V]):
                 case "ADDED" | "MODIFIED":
                     is_news = self._take(document)
                 case "DELETED":
-                    is_news = self._drop(str(metadata.get("name")), str(metadata.get("uid")))
+                    is_news = self._drop(self._name(metadata), str(metadata.get("uid")))
                 case _:
                     pass
             self._version = str(metadata.get("resourceVersion") or self._version)
@@ -297,7 +300,7 @@ class Reflector(Generic[V]):
     def _take(self, document: Object, old: Mapping[str, Entry[V]] | None = None) -> bool:
         """Takes in an object; whether that was news. ``old``: where last good values are."""
         metadata: Any = document.get("metadata") or {}
-        name, uid = str(metadata.get("name")), str(metadata.get("uid"))
+        name, uid = self._name(metadata), str(metadata.get("uid"))
         version = str(metadata.get("resourceVersion"))
         held = (self._entries if old is None else old).get(name)
         if uid in self._deleted_uids:
@@ -322,6 +325,10 @@ class Reflector(Generic[V]):
         created = str(metadata.get("creationTimestamp") or "")
         self._entries[name] = Entry(value, uid, version, created)
         return had_problem or held is None or held.uid != uid or self._differs(held, value)
+
+    def _name(self, metadata: Mapping[str, Any]) -> str:
+        name = str(metadata.get("name"))
+        return f"{metadata.get('namespace')}/{name}" if self._is_namespaced else name
 
     def _drop(self, name: str, uid: str) -> bool:
         held = self._entries.get(name)

@@ -54,6 +54,7 @@ from routing.datastore.snapshot import (
     InvalidResource,
     IPPoolResource,
     NotFound,
+    Problem,
     Resource,
     Snapshot,
     StoreError,
@@ -135,6 +136,10 @@ class LocalStore:
                 await asyncio.sleep(POLL_S)
                 raise
             await asyncio.sleep(POLL_S)
+
+    def problems(self) -> Sequence[Problem]:
+        """None: what breaks a rule does not get in here."""
+        return ()
 
     async def get(self, kind: str, name: str) -> Resource:
         """One resource.

@@ -6,11 +6,11 @@ and computes everything again. A lost or doubled change notice is then harmless.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from cni.ipam.block import Block, BlockStore
 from cni.ipam.pool import IPPool
@@ -467,6 +467,9 @@ class Datastore(BlockStore, Protocol):
     async def changed(self) -> None:
         """Returns when the store may have changed since the last snapshot()."""
 
+    def problems(self) -> Sequence[Problem]:
+        """What is wrong with stored resources, as of the last snapshot()."""
+
     async def get(self, kind: str, name: str) -> Resource:
         """One resource. Raises NotFound."""
 
@@ -489,6 +492,7 @@ class Datastore(BlockStore, Protocol):
         """Gives back what the store holds open."""
 
 
+@runtime_checkable
 class StatusBoard(Protocol):
     """Where what was found is written for people; a Datastore that has it is also one of these.
 

@@ -47,7 +47,6 @@ from routing.datastore.snapshot import (
     SecretResource,
     StoreError,
 )
-from tests.fakes.kube_apiserver import CRDS, SKIPPED, assets, running
 from tests.fakes.store import FakeDatastore
 
 POOL = IPPoolResource(Meta("four"), ip_network("10.0.0.0/24"), 26)
@@ -62,18 +61,6 @@ STORES = (
 )
 """(which store, how many handles on its state)."""
 PACE = Pace(backoff_first_s=0.02, backoff_max_s=0.2, sync_wait_s=10.0)
-
-
-@pytest.fixture(scope="session")
-def real(tmp_path_factory):
-    """(a kube-apiserver with our CRDs, their collections), or a skip."""
-    directory = assets()
-    if directory is None:
-        pytest.skip(SKIPPED)
-    if not CRDS.is_dir():
-        pytest.skip(f"{CRDS} is not there")
-    with running(directory, tmp_path_factory.mktemp("kube-apiserver")) as server:
-        yield server, server.install()
 
 
 @pytest.fixture(params=STORES, ids=lambda param: f"{param[0]} {param[1]}")

@@ -10,6 +10,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
+from cni import eager
 from cni.ipam.block import Block, BlockExists, BlockState, BlockStoreError
 from lab.apiserver.server import ApiDouble
 from lab.apiserver.state import KINDS, Key
@@ -279,6 +280,23 @@ async def test_a_claim_whose_answer_was_cut_off_is_found_to_have_happened(api, s
     assert (found.cidr, found.node) == (BLOCK.cidr, "node-a")
     with pytest.raises(BlockExists):
         await store.create_block(BLOCK)
+
+
+async def test_a_request_may_begin_outside_a_task(store):
+    """As an ADD does that claims a block or asks for a pod (cni/eager.py)."""
+    await store.create(POOL)
+    ended = asyncio.Event()
+    claimed = []
+
+    async def claim():
+        claimed.append(await store.create_block(BLOCK))
+
+    loop = asyncio.get_running_loop()
+    loop.call_soon(lambda: eager.start(claim(), loop=loop, name="claim", on_end=ended.set))
+    async with asyncio.timeout(5):
+        await ended.wait()
+
+    assert [block.cidr for block in claimed] == [BLOCK.cidr]
 
 
 async def test_429_is_waited_for_and_500_is_an_error(api, store):

@@ -76,7 +76,7 @@ async def test_a_status_is_beside_the_spec(api, store):
     """The generation stays, the resource reads back the same, and only a change is written."""
     pool = await store.create(POOL)
     assert await store.get_status("IPPool", "four") == ResourceStatus()
-    status = ResourceStatus({"usedBlocks": 4, "freeBlocks": 0}, (EXHAUSTED,))
+    status = ResourceStatus({"blocks": 4, "blockSize": 26}, (EXHAUSTED,))
 
     await store.set_status("IPPool", "four", status)
     await store.set_status("IPPool", "four", status)
@@ -95,12 +95,14 @@ async def test_a_status_is_beside_the_spec(api, store):
 async def test_a_status_is_replaced_as_a_whole(store):
     """A column that is not said any more is gone."""
     await store.create(POOL)
-    await store.set_status("IPPool", "four", ResourceStatus({"a": 1, "b": 2}, (EXHAUSTED,)))
-    await store.set_status("IPPool", "four", ResourceStatus({"b": 3}))
+    await store.set_status(
+        "IPPool", "four", ResourceStatus({"blocks": 1, "blockSize": 26}, (EXHAUSTED,))
+    )
+    await store.set_status("IPPool", "four", ResourceStatus({"blockSize": 27}))
 
-    assert await store.get_status("IPPool", "four") == ResourceStatus({"b": 3})
+    assert await store.get_status("IPPool", "four") == ResourceStatus({"blockSize": 27})
     with pytest.raises(NotFound):
-        await store.set_status("IPPool", "none", ResourceStatus({"b": 3}))
+        await store.set_status("IPPool", "none", ResourceStatus({"blockSize": 27}))
     with pytest.raises(StoreError, match="has no status of ours"):
         await store.set_status("Secret", "x", ResourceStatus())
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -35,6 +35,7 @@ from routing.datastore.snapshot import (
     BlockResource,
     Conflict,
     IPPoolResource,
+    Problem,
     Resource,
     Snapshot,
     StoreError,
@@ -173,6 +174,10 @@ class FakeDatastore:
         while self._seen is not None and self._seen == self._written:
             self._changes.clear()
             await self._changes.wait()
+
+    def problems(self) -> Sequence[Problem]:
+        """None."""
+        return ()
 
     async def get(self, kind: str, name: str) -> Resource:
         async with self._call("get"):

@@ -198,12 +198,10 @@ def test_half_a_command_of_a_dead_agent_reaches_nobody(exabgp: ExaBgp) -> None:
 
 
 def test_an_agent_that_comes_and_goes_is_found_again_quickly(exabgp: ExaBgp) -> None:
-    """Each new socket is connected to within the back-off, 0.2 s with room for a busy machine."""
+    """Each new socket is connected to within the back-off (``agent`` has a deadline)."""
     for _ in range(3):
         exabgp.listen()
-        began_s = time.monotonic()
         agent = exabgp.agent()
-        assert time.monotonic() - began_s < 1.0
         agent.greeting()
         agent.close()
         exabgp.stop_listening()

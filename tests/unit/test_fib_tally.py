@@ -41,6 +41,12 @@ class NoBlocks:
     async def release_empty_blocks(self) -> list[Prefix]:
         return []
 
+    def restore(self, blocks) -> None:
+        self.seen.append(blocks)
+
+    def blocks(self) -> list[tuple[Block, int, int, int]]:
+        return []
+
 
 class Node:
     """A loop whose Fib is counted, and an UPDATE that comes when the test says so."""

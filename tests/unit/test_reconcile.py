@@ -54,6 +54,12 @@ class FakeBlocks:
         self.release_calls += 1
         return []
 
+    def restore(self, blocks: Sequence[Block]) -> None:
+        self.seen.append(blocks)
+
+    def blocks(self) -> list[tuple[Block, int, int, int]]:
+        return []
+
 
 class Node:
     """One reconciler over fakes, with a clock that the test moves."""
