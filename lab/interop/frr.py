@@ -39,6 +39,8 @@ class Frr(Daemon):
             " no bgp default ipv4-unicast",
             " no bgp network import-check",
             " bgp graceful-restart",
+            # Without it FRR says that its kernel has lost the routes, and they go at its return.
+            " bgp graceful-restart preserve-fw-state",
             f" bgp graceful-restart restart-time {us.restart_time_s}",
             f" neighbor {us.address} remote-as {us.asn}",
             f" neighbor {us.address} timers {keepalive_s} {us.hold_time_s}",

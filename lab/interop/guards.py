@@ -61,6 +61,8 @@ def wrong_md5(stand: Stand) -> str:
     expect(stand.peer_row(link.address)["state"] != "Established", "it came up all the same")
     expect(not link.daemon.session().is_established, f"{link.daemon.name} says Established")
     stand.apply(secret("bgp", {"tor": KEY}))
+    # OpenBGPD waits twice as long after each refusal.
+    wait_for_session(stand, link, deadline_s=120)
     settle(stand, link)
     return "" if stand.kind.accepts_keyed else "node passive"
 

@@ -8,7 +8,16 @@ from typing import Any
 
 from lab.interop.daemon import Daemon
 from lab.interop.model import Address, DaemonPlan, Neighbour, Origin, Prefix
-from lab.interop.stand import FAR_BLOCKS, NODE, NODE_ASN, OWN_BLOCKS, TOR_ASN, Rack, Stand
+from lab.interop.stand import (
+    DEADLINE_S,
+    FAR_BLOCKS,
+    NODE,
+    NODE_ASN,
+    OWN_BLOCKS,
+    TOR_ASN,
+    Rack,
+    Stand,
+)
 from lab.plan import LabFailure
 
 Families = tuple[int, ...]
@@ -83,9 +92,13 @@ def begin(
     return Link(daemon, plan, rack)
 
 
-def wait_for_session(stand: Stand, link: Link) -> None:
+def wait_for_session(stand: Stand, link: Link, *, deadline_s: float = DEADLINE_S) -> None:
     """Both sides say Established."""
-    stand.wait(lambda: stand.missing_session(link.daemon, link.address), "the session")
+    stand.wait(
+        lambda: stand.missing_session(link.daemon, link.address),
+        "the session",
+        deadline_s=deadline_s,
+    )
 
 
 def wait_for_our_blocks(stand: Stand, link: Link) -> None:
