@@ -7,12 +7,14 @@ said to be so.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from routing.explain.evidence import KernelEvidence, SessionFacts, TcpFacts
 
+_CODE = re.compile(r"\b([1-7])/(\d{1,2})\b")
 SILENT_AFTER = 2
 """SYNs sent again and not answered: three seconds (RFC 6298), longer than any router takes."""
 
@@ -107,7 +109,7 @@ def cause_of(
             "ExaBGP is not connected to the agent",
             "see that `slash32 speaker` runs on this node, and its log",
         )
-    told = session.reason.lower()
+    told = _with_code(session.reason.lower())
     dead = _dead_neighbour(session.peer, kernel)
     if dead is not None:
         return Cause(
@@ -130,6 +132,12 @@ def cause_of(
             "peer-down", f"the session is {session.state}: {session.reason}", _log_of(session)
         )
     return Cause("peer-down", f"the session is {session.state}", _log_of(session))
+
+
+def _with_code(told: str) -> str:
+    """The text with the code and subcode of a NOTIFICATION in one form; we may write 2/2."""
+    found = _CODE.search(told)
+    return f"{told} ({found[1]},{found[2]})" if found else told
 
 
 def cause_of_row(row: Mapping[str, Any], kernel: KernelEvidence | None) -> Cause:

@@ -411,6 +411,9 @@ def test_probes_are_the_last_word(received: int, fault: str | None):
     ("reason", "kernel", "fault"),
     [
         ("notification received (2,2) Bad Peer AS", None, "peer-wrong-asn"),
+        ("the peer said 2/2 OPEN refused: the peer's AS number", None, "peer-wrong-asn"),
+        ("the peer said 6/2 Cease", None, "peer-shut-down"),
+        ("we said 4/0 Hold Timer Expired", None, "peer-silent"),
         ("... (6,5) connection rejected", None, "peer-rejects"),
         ("[Errno 111] Connection refused", None, "peer-refuses"),
         ("hold timer expired", None, "peer-silent"),
