@@ -95,6 +95,8 @@ class Speaker:
         self._conversation: Conversation | None = None
         self._is_read_back = False
         self._exabgp: tuple[int, int] | None = None
+        self.exabgp_mode = ""
+        """``tuned``, or ``stock: `` and why (exabgp_tuned.py); empty before the first contact."""
         self._beliefs = Sessions()
         self._unreadable_lines = 0
         self._peers: dict[Address, Peer] | None = None
@@ -437,7 +439,7 @@ class Speaker:
 
     async def _read_back(self, conversation: Conversation, hello: Hello, *, is_same: bool) -> None:
         await conversation.synchronise()
-        self._exabgp = hello.exabgp
+        self._exabgp, self.exabgp_mode = hello.exabgp, hello.mode
         async with self._out_lock:
             states = api.decode_neighbors(await _lines(conversation, commands.SHOW_NEIGHBORS))
             # First whose sessions there are: what is told again belongs to the present ones.

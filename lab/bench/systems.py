@@ -127,10 +127,14 @@ class Slash32(System):
     name = "slash32"
 
     def start(self, routers: Sequence[int]) -> None:
+        self.start_with([router(number) for number in routers])
+
+    def start_with(self, addresses: Sequence[str]) -> None:
+        """Starts it with a session to each of these addresses."""
         peers = "".join(
             f"---\nkind: BGPPeer\napiVersion: slash32.io/v1\nmetadata: {{name: r{n}}}\n"
-            f"spec: {{peerIP: {router(n)}, asNumber: {PEER_ASN}}}\n"
-            for n in routers
+            f"spec: {{peerIP: {address}, asNumber: {PEER_ASN}}}\n"
+            for n, address in enumerate(addresses)
         )
         resources = self.directory / "network.yaml"
         resources.write_text(
@@ -153,10 +157,11 @@ class Slash32(System):
         self.spawn([*_slash32(), "speaker", *paths])
 
     def announce(self, prefix: str) -> None:
+        name = prefix.replace(".", "-").replace("/", "-")
         block = self.directory / "block.yaml"
         block.write_text(
-            "kind: Block\napiVersion: slash32.io/v1\nmetadata: {name: bench}\n"
-            f"spec: {{cidr: {prefix}, node: bench, state: Confirmed}}\n"
+            f"kind: Block\napiVersion: slash32.io/v1\nmetadata: {{name: {name}}}\n"
+            f"spec: {{cidr: {prefix}, pool: v4, affinity: 'host:bench', state: confirmed}}\n"
         )
         self._cli("apply", "-f", str(block), "--store", str(self.directory / "store.db"))
 

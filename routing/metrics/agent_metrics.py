@@ -87,4 +87,5 @@ class AgentMetrics:
             store_read_at_s=loop.store_read_at_s,
             edge_error=loop.edge_error,
             is_ready=is_ready,
+            is_exabgp_tuned=not speaker.exabgp_mode.startswith("stock"),
         )

@@ -63,6 +63,7 @@ class Observation:
     cache_saved_at_s: float | None = None
     edge_error: str | None = None
     is_ready: bool = True
+    is_exabgp_tuned: bool = True
 
     def unix_s(self, at_s: float) -> float:
         """A moment of our clock as Unix time."""
@@ -114,6 +115,11 @@ def _bgp(seen: Observation) -> Iterator[Metric]:
         "slash32_bgp_speaker_connected",
         "1 when ExaBGP is connected to the agent and was read back.",
         seen.is_speaker_connected,
+    )
+    yield _gauge(
+        "slash32_bgp_exabgp_tuned",
+        "1 when ExaBGP runs with our changes; 0 as it comes, which is slower (see its log).",
+        seen.is_exabgp_tuned,
     )
     yield _counter(
         "slash32_bgp_unreadable_lines",

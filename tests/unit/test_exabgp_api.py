@@ -244,6 +244,8 @@ def test_the_bridge_introduces_exabgp() -> None:
     """Its greeting names the process by pid and start."""
     line = b'{"slash32": "bridge", "pid": 7, "exabgp_pid": 5, "exabgp_start": 1234}'
     assert api.decode(line) == Hello(bridge_pid=7, exabgp=(5, 1234))
+    mode = line[:-1] + b', "mode": "stock: by setting"}'
+    assert api.decode(mode) == Hello(bridge_pid=7, exabgp=(5, 1234), mode="stock: by setting")
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,12 @@ def test_a_session_of_an_absent_speaker_is_not_called_up():
     assert value("slash32_bgp_speaker_connected", seen) == 0
 
 
+def test_an_exabgp_that_runs_as_it_comes_is_seen():
+    """It is slower, and an upgrade may have done it without a word to anybody else."""
+    assert value("slash32_bgp_exabgp_tuned", samples()) == 1
+    assert value("slash32_bgp_exabgp_tuned", samples(is_exabgp_tuned=False)) == 0
+
+
 @pytest.mark.parametrize(
     ("direction", "number"), [("received", 2), ("accepted", 1), ("rejected", 1), ("announced", 1)]
 )
