@@ -86,9 +86,10 @@ def _print_version(context: click.Context) -> None:
 
 
 def kubectl_main() -> None:
-    """``kubectl slash32 ...`` (an executable kubectl-slash32 on PATH): other nodes are asked in
-    their agents' pods, unless --via says otherwise."""
+    """``kubectl slash32 ...`` (an executable kubectl-slash32 on PATH): the store is the API that
+    kubectl speaks to, and nodes are asked in their agents' pods, unless options say otherwise."""
     os.environ.setdefault("SLASH32_VIA", "kubectl")
+    os.environ.setdefault("SLASH32_STORE", "kubernetes")
     main(prog_name="kubectl slash32")
 
 

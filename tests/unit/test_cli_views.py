@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import stat
 import subprocess
@@ -405,6 +406,23 @@ def test_completion_and_version_and_the_kubectl_plugin():
     )  # fmt: skip
     assert done.returncode == 0
     assert "Usage: kubectl slash32" in done.stdout
+
+
+def test_the_plugin_means_kubectls_cluster(monkeypatch):
+    """Its API is the store and its exec the way, unless somebody has said otherwise."""
+    from routing.cli import main as module
+
+    seen: dict[str, str] = {}
+    monkeypatch.setattr(module, "main", lambda **_: seen.update(os.environ))
+    monkeypatch.delenv("SLASH32_VIA", raising=False)
+    monkeypatch.setenv("SLASH32_STORE", "/a/file")
+    monkeypatch.setenv("SLASH32_VIA", "kubectl")
+    module.kubectl_main()
+    assert seen["SLASH32_STORE"] == "/a/file"
+    monkeypatch.delenv("SLASH32_STORE")
+    module.kubectl_main()
+    assert (seen["SLASH32_STORE"], seen["SLASH32_VIA"]) == ("kubernetes", "kubectl")
+    monkeypatch.delenv("SLASH32_STORE")
 
 
 def test_a_local_status_loads_no_heavy_module(agent):
