@@ -321,6 +321,7 @@ class Agent:
                 loop=self._loop,
                 speaker=self._speaker,
                 allocator=self._allocator,
+                cache_file=self._settings.snapshot_cache,
                 is_ready=self._readiness() is None,
             )
 

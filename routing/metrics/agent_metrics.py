@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from bgp.speaker import Speaker
@@ -64,9 +65,19 @@ class AgentMetrics:
             self._fib.heard_update()
 
     def observe(
-        self, *, loop: Reconciler, speaker: Speaker, allocator: Allocator, is_ready: bool
+        self,
+        *,
+        loop: Reconciler,
+        speaker: Speaker,
+        allocator: Allocator,
+        is_ready: bool,
+        cache_file: Path | None = None,
     ) -> Observation:
-        """Everything the metrics are made of, now; nothing is read from the kernel or the store."""
+        """Everything the metrics are made of, now; nothing is read from the kernel or the store.
+
+        Args:
+            cache_file: the node's copy of the store, whose age is told.
+        """
         return Observation(
             now_s=self._clock(),
             wall_s=time.time(),
@@ -85,7 +96,16 @@ class AgentMetrics:
             ipam_problems=allocator.problems(),
             store_error=loop.store_error,
             store_read_at_s=loop.store_read_at_s,
+            cache_saved_at_s=self._written_at_s(cache_file),
             edge_error=loop.edge_error,
             is_ready=is_ready,
             is_exabgp_tuned=not speaker.exabgp_mode.startswith("stock"),
         )
+
+    def _written_at_s(self, file: Path | None) -> float | None:
+        """When a file was last written, on our clock; None when it is not there."""
+        try:
+            written_s = file.stat().st_mtime if file is not None else None
+        except OSError:
+            return None
+        return None if written_s is None else self._clock() - (time.time() - written_s)

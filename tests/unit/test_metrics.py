@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from routing.metrics.agent_metrics import AgentMetrics
 from routing.metrics.observing import Scrape
 from tests.fakes.observation import observation
 
@@ -127,3 +131,16 @@ def test_names_follow_the_conventions():
             "peer", "name", "asn", "direction", "reason", "kind", "operation", "result", "pool",
             "state", "command", "phase", "le", "version", "python",
         }, name  # fmt: skip
+
+
+def test_the_age_of_the_nodes_copy_is_that_of_its_file(tmp_path):
+    """Nothing has to remember it; a copy that is not there has no age."""
+    metrics = AgentMetrics(node="n1", version="0", clock=time.monotonic)
+    file = tmp_path / "snapshot"
+    assert metrics._written_at_s(None) is None
+    assert metrics._written_at_s(file) is None
+    file.touch()
+    os.utime(file, (time.time() - 50, time.time() - 50))
+    written_s = metrics._written_at_s(file)
+    assert written_s is not None
+    assert time.monotonic() - written_s == pytest.approx(50, abs=5)
