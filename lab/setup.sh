@@ -67,6 +67,7 @@ strace strace
 /usr/lib/frr/bgpd frr
 /usr/bin/gobgpd gobgpd
 /usr/sbin/bgpd openbgpd
+mmdebstrap mmdebstrap
 LIST
     fi
     if [ "$python" = none ]; then
