@@ -71,22 +71,31 @@ def reflector_conf(plan: LabPlan, reflector: Machine) -> str:
     ``gateway direct`` of BIRD's iBGP default would look next hops up; nothing is forwarded here.
     """
     own, _ = plan.links_of(reflector)[0]
-    channels = "".join(
-        f"  ipv{4 if cidr.version == 4 else 6} {{\n"
-        f"    import where net ~ [ {cidr}+ ];\n    export where source = RTS_BGP;\n  }};\n"
-        for _, cidr, _size in plan.shape.pools
+    to_node, to_reflector = (
+        "".join(
+            f"  ipv{cidr.version} {{\n"
+            f"    import where net ~ [ {cidr}+ ];\n    export where {what};\n  }};\n"
+            for _, cidr, _size in plan.shape.pools
+        )
+        for what in ("source = RTS_BGP", "source ~ [ RTS_BGP ]")
     )
     parts = [
         f"log stderr all;\nrouter id {own.ipv4};\n",
         "protocol device { scan time 1; }\n",
         "protocol direct {" + "".join(f" ipv{v};" for v in _versions(plan)) + " }\n",
         f"template bgp node {{\n  local {own.ipv4} as {reflector.asn};\n"
-        f"  rr client; rr cluster id {own.ipv4};\n{_TIMERS}{channels}}}\n",
+        f"  rr client; rr cluster id {own.ipv4};\n{_TIMERS}{to_node}}}\n",
     ]
     parts += [
         f"protocol bgp {end.machine.name} from node {{\n"
         f"  neighbor {end.ipv4} as {end.machine.asn};\n}}\n"
-        for end in peer_ends(plan, reflector)
+        for end in _node_ends(plan)
+    ]
+    # To each other they are plain iBGP peers: a node may be a client of only one.
+    parts += [
+        f"protocol bgp {end.machine.name} {{\n  local {own.ipv4} as {reflector.asn};\n"
+        f"  neighbor {end.ipv4} as {end.machine.asn};\n{_TIMERS}{to_reflector}}}\n"
+        for end in _other_reflectors(plan, reflector)
     ]
     return "\n".join(parts)
 
@@ -208,5 +217,13 @@ def sessions(paths: LabPaths, tor: Machine) -> list[RouterSession]:
 def peer_ends(plan: LabPlan, tor: Machine) -> list[LinkEnd]:
     """The far ends a router has a session with."""
     if plan.switch is not None:
-        return [near for node in plan.nodes for near, _ in plan.links_of(node)]
+        return [*_node_ends(plan), *_other_reflectors(plan, tor)]
     return [far for _, far in plan.links_of(tor) if far.machine.asn is not None]
+
+
+def _node_ends(plan: LabPlan) -> list[LinkEnd]:
+    return [near for node in plan.nodes for near, _ in plan.links_of(node)]
+
+
+def _other_reflectors(plan: LabPlan, reflector: Machine) -> list[LinkEnd]:
+    return [near for tor in plan.tors if tor != reflector for near, _ in plan.links_of(tor)]

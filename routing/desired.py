@@ -35,7 +35,7 @@ from routing.routes import (
     host_prefix,
     next_hop_order,
 )
-from routing.topology import SessionIntent, Topology, find_node, node_asn
+from routing.topology import AbsentPeer, SessionIntent, Topology, find_node, node_asn
 
 NEXT_HOP_UNREACHABLE = "next-hop-unreachable"
 
@@ -74,6 +74,7 @@ class Desired:
     Attributes:
         peers: the sessions as the speaker takes them; ``sessions`` has their intents.
         backing: the routes that must be in the kernel before a prefix may be announced.
+        absent: peers that should have a session and have none, and why.
         to_close: peers that exceed maxPrefixes so that their session must end, and why. They are
             in no table already.
         conflicts: blocks that somebody announces who does not own them.
@@ -83,6 +84,7 @@ class Desired:
     kinds: Mapping[RouteKey, RouteKind] = field(default_factory=dict)
     peers: Mapping[Address, Peer] = field(default_factory=dict)
     sessions: Mapping[Address, SessionIntent] = field(default_factory=dict)
+    absent: tuple[AbsentPeer, ...] = ()
     advertisements: Mapping[AdvertisementKey, Advertisement] = field(default_factory=dict)
     backing: Mapping[Prefix, frozenset[RouteKey]] = field(default_factory=dict)
     best: Mapping[Prefix, tuple[Path, ...]] = field(default_factory=dict)
@@ -97,11 +99,11 @@ def desired(inputs: Inputs) -> Desired:
     """What every table of this node should hold."""
     problems: list[str] = list(inputs.topology.problems)
     blocks = own_blocks(inputs.snapshot.blocks, inputs.node)
-    sessions, peers = _sessions(inputs, problems)
+    sessions, peers, absent = _sessions(inputs, problems)
     learned = learn(inputs, blocks, sessions, peers)
     problems += learned.problems
-    for address in learned.to_close:
-        sessions.pop(address)
+    for address, reason in learned.to_close.items():
+        absent.append(AbsentPeer(sessions.pop(address), f"closed: {reason}"))
         peers.pop(address)
 
     routes: dict[RouteKey, Route] = {}
@@ -134,6 +136,7 @@ def desired(inputs: Inputs) -> Desired:
         kinds=kinds,
         peers=peers,
         sessions=sessions,
+        absent=tuple(absent),
         advertisements=exported.advertisements,
         backing=exported.backing,
         best=learned.best,
@@ -153,24 +156,27 @@ def own_blocks(blocks: Iterable[Block], node: str) -> list[Block]:
 
 def _sessions(
     inputs: Inputs, problems: list[str]
-) -> tuple[dict[Address, SessionIntent], dict[Address, Peer]]:
-    """The sessions that shall be open, by peer address."""
+) -> tuple[dict[Address, SessionIntent], dict[Address, Peer], list[AbsentPeer]]:
+    """The sessions that shall be open, by peer address; and what cannot be, with the reason."""
     if inputs.phase is DrainPhase.CLOSED:
-        return {}, {}
+        return {}, {}, []
     wanted = {intent.address: intent for intent in inputs.topology.sessions}
     sessions: dict[Address, SessionIntent] = {}
     peers: dict[Address, Peer] = {}
+    absent = list(inputs.topology.unconfigured)
     for address, intent in {**inputs.lingering, **wanted}.items():
         if address in inputs.closed:
+            absent.append(AbsentPeer(intent, f"closed: {inputs.closed[address]}"))
             problems.append(f"peer {intent.name} {address} is closed: {inputs.closed[address]}")
             continue
         source = inputs.peer_sources.get(address)
         if source is None:
+            absent.append(AbsentPeer(intent, "no route to it"))
             problems.append(f"peer {intent.name}: no route to {address}")
             continue
         sessions[address] = intent
         peers[address] = intent.peer(source)
-    return sessions, peers
+    return sessions, peers, absent
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,9 +241,9 @@ def learn(
         for path in waiting
     ]
     candidates = [path for path in accepted if (path.peer, path.prefix) in hops]
-    best, doubled = one_origin(
-        decide(candidates), ownership, [p.prefix for p in candidates if policy.is_in_pool(p.prefix)]
-    )
+    chosen = decide(candidates)
+    shared = [prefix for prefix, paths in chosen.items() if len(paths) > 1]
+    best, doubled = one_origin(chosen, ownership, filter(policy.is_in_pool, shared))
     conflicts = (*(conflict for _, conflict in refused), *doubled)
     return Learned(
         best=best,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bgp.paths import Path
-from routing.links import LinkState, connected_link
+from routing.links import LinkState
 from routing.prefix_table import PrefixTable
 from routing.routes import Address, NextHop, Prefix
 
@@ -50,13 +50,20 @@ class Resolver:
     ) -> None:
         self._links = links
         self._kernel_routes = kernel_routes
-        self._connected: dict[Address, str | None] = {}
+        # A node has a link for each pod, a cluster a next hop for each node: not each with each.
+        networks: dict[Prefix, list[tuple[str, Address]]] = {}
+        for ifname, link in links.items():
+            for own in link.addresses if link.is_up else ():
+                networks.setdefault(own.network, []).append((ifname, own.ip))
+        self._networks = PrefixTable(networks.items())
 
     def connected(self, next_hop: Address) -> str | None:
-        """The up link that ``next_hop`` is on."""
-        if next_hop not in self._connected:
-            self._connected[next_hop] = connected_link(next_hop, self._links)
-        return self._connected[next_hop]
+        """The up link that ``next_hop`` is on; as ``links.connected_link`` says."""
+        for _, found in self._networks.covering_address(next_hop):
+            for ifname, own in found:
+                if own != next_hop:
+                    return ifname
+        return None
 
     def resolve(
         self,

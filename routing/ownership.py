@@ -144,30 +144,30 @@ def guard(
     announce a block statically, on purpose), and never beside it.
     """
     kept: list[Path] = []
-    elsewhere: list[tuple[Path, OwnershipConflict]] = []
-    doubtful: list[tuple[Path, OwnershipConflict]] = []
+    elsewhere: list[Path] = []
+    doubtful: list[Path] = []
     from_owner: set[Prefix] = set()
     for path in paths:
         owners = ownership.owners(path.prefix)
         origin = ownership.origin(path) if owners else None
-        # An aggregate is its announcer's only when every block in it is.
-        owner = ", ".join(sorted(owners))
-        conflict = OwnershipConflict(path.prefix, owner, ownership.claimant(path), path.peer)
         if origin is None and owners and ownership.is_from_elsewhere(path):
-            elsewhere.append((path, conflict))
+            elsewhere.append(path)
+        # An aggregate is its announcer's only when every block in it is.
         elif origin is None or owners <= origin:
             kept.append(path)
             if origin is not None:
                 from_owner.add(path.prefix)
         else:
-            doubtful.append((path, conflict))
-    refused = [] if not in_sync else doubtful
-    for path, conflict in elsewhere if in_sync else [*doubtful, *elsewhere]:
-        if path.prefix in from_owner:
-            refused.append((path, conflict))
-        else:
-            kept.append(path)
-    return kept, refused
+            doubtful.append(path)
+    refused = list(doubtful) if in_sync else []
+    for path in elsewhere if in_sync else [*doubtful, *elsewhere]:
+        (refused if path.prefix in from_owner else kept).append(path)
+    return kept, [(path, _conflict(path, ownership)) for path in refused]
+
+
+def _conflict(path: Path, ownership: Ownership) -> OwnershipConflict:
+    owner = ", ".join(sorted(ownership.owners(path.prefix)))
+    return OwnershipConflict(path.prefix, owner, ownership.claimant(path), path.peer)
 
 
 def one_origin(
@@ -183,7 +183,7 @@ def one_origin(
     conflicts: list[OwnershipConflict] = []
     for prefix in is_guarded:
         chosen = result.get(prefix, ())
-        if len(chosen) < 2:
+        if len({path.as_path[-1:] for path in chosen}) < 2:
             continue
         origins = {(path.peer, path.prefix): ownership.origin_asn(path) for path in chosen}
         known = sorted({asn for asn in origins.values() if asn is not None})

@@ -582,6 +582,11 @@ class Reconciler:
                     prefix=str(rejection.path.prefix),
                     reason=rejection.reason,
                 )
+        for conflict in wanted.conflicts:
+            key = f"conflict {conflict.peer} {conflict.prefix}"
+            keys.add(key)
+            if self._repeats.admit(key, str(conflict)) is not None:
+                log.warning("block_announced_by_another", conflict=str(conflict))
         self._repeats.retain(keys)
         before, self.report = (
             self.report,

@@ -128,13 +128,22 @@ class PeerName:
 
 
 @dataclass(frozen=True, slots=True)
+class AbsentPeer:
+    """A session that is wanted and cannot be, and why."""
+
+    intent: SessionIntent
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Topology:
     """``sessions`` in order of preference, no two with one address. ``names`` has those of
-    ``sessions`` and the peers that cannot be configured, whose ``problems`` say why."""
+    ``sessions`` and the peers that cannot be configured: ``unconfigured`` says why."""
 
     sessions: tuple[SessionIntent, ...] = ()
     names: tuple[PeerName, ...] = ()
     problems: tuple[str, ...] = ()
+    unconfigured: tuple[AbsentPeer, ...] = ()
 
 
 def sessions_for(snapshot: Snapshot, node: str) -> Topology:
@@ -153,7 +162,12 @@ def sessions_for(snapshot: Snapshot, node: str) -> Topology:
         finding.add_resource(resource)
     if snapshot.bgp.mesh_enabled:
         finding.add_mesh()
-    return Topology(tuple(finding.sessions), tuple(finding.names.values()), tuple(finding.problems))
+    return Topology(
+        tuple(finding.sessions),
+        tuple(finding.names.values()),
+        tuple(finding.problems),
+        tuple(finding.unconfigured),
+    )
 
 
 def find_node(snapshot: Snapshot, name: str) -> NodeResource | None:
@@ -213,6 +227,7 @@ class _Finding:
         }
         self.names: dict[Address, PeerName] = {}
         self.problems: list[str] = []
+        self.unconfigured: list[AbsentPeer] = []
 
     @property
     def sessions(self) -> Iterable[SessionIntent]:
@@ -283,9 +298,10 @@ class _Finding:
             password = self._snapshot.passwords.get(secret)
             text = "" if password is None else password.reveal()
             if not text:
+                missing = f"Secret {secret.name!r} has no key {secret.key!r}"
+                self.unconfigured.append(AbsentPeer(intent, f"MissingSecret: {missing}"))
                 self.problems.append(
-                    f"MissingSecret: {whose}: Secret {secret.name!r} has no key {secret.key!r}; "
-                    f"there is no session with {intent.address}"
+                    f"MissingSecret: {whose}: {missing}; there is no session with {intent.address}"
                 )
                 return
             intent = replace(intent, password=text)

@@ -21,6 +21,9 @@ from routing.routes import Prefix, Route, RouteKey
 
 Row = dict[str, Any]
 
+ABSENT = "Absent"
+"""The state of a peer that should have a session and is not configured."""
+
 
 @dataclass(frozen=True, slots=True)
 class PodView:
@@ -74,7 +77,8 @@ class Belief:
 
 
 def peer_rows(belief: Belief) -> list[Row]:
-    """One row a configured peer, and one for each BGPPeer that could not be configured."""
+    """One row a configured peer, and one for each that could not be configured or is kept closed:
+    its ``state`` is Absent, and what only a session has is None."""
     rejected = {(r.path.peer, r.path.prefix) for r in belief.desired.rejected}
     rows: list[Row] = []
     for address, peer in belief.desired.peers.items():
@@ -100,6 +104,25 @@ def peer_rows(belief: Belief) -> list[Row]:
                 "reason": _peer_reason(belief, status),
             }
         )
+    rows += [
+        {
+            "node": belief.node,
+            "peer": str(absent.intent.address),
+            "name": absent.intent.name,
+            "asn": absent.intent.remote_asn,
+            "local_asn": absent.intent.local_asn,
+            "local_address": None,
+            "state": ABSENT,
+            "since_s": None,
+            "received": 0,
+            "accepted": 0,
+            "advertised": 0,
+            "flaps": 0,
+            "hold_time_s": absent.intent.hold_time_s,
+            "reason": absent.reason,
+        }
+        for absent in belief.desired.absent
+    ]
     return rows
 
 
@@ -317,7 +340,8 @@ def _findings(belief: Belief, peers: list[Row], routes: list[Row]) -> Iterable[s
     if not belief.speaker_connected:
         yield "ExaBGP is not connected to the agent: is `slash32 speaker` running?"
     for row in peers:
-        if row["state"] != SessionState.ESTABLISHED.value:
+        # Of an absent one the problems above have said why.
+        if row["state"] not in (SessionState.ESTABLISHED.value, ABSENT):
             reason = f" ({row['reason']})" if row["reason"] else ""
             yield f"peer {row['peer']} is {row['state']}{reason}"
     for row in routes:

@@ -20,9 +20,9 @@ from typing import cast
 import structlog
 
 from lab import build, teardown
-from lab.chaos import hostile, kernel, links, plugin, restarts, security, suites
+from lab.chaos import hostile, kernel, links, plugin, restarts, security, suites, topologies
 from lab.chaos.rows import Result, Row, Stage, Verdict, judge_controls, with_controls
-from lab.chaos.table import document, line
+from lab.chaos.table import document, inserted, line
 from lab.chaos.world import World
 from lab.interrupts import Interrupted, interruptible
 from lab.plan import LabFailure, Shape
@@ -30,13 +30,15 @@ from lab.waiting import Progress
 
 ROWS: list[Row] = [
     row
-    for module in (restarts, links, hostile, kernel, plugin, security, suites)
+    for module in (restarts, links, hostile, kernel, plugin, security, suites, topologies)
     for row in module.ROWS
 ]
 
 SHAPES = {
     Stage.ONE_TOR: Shape(nodes=3, tors=1, pods=1),
     Stage.TWO_TORS: Shape(nodes=2, tors=2, pods=1),
+    Stage.REFLECTORS: Shape(nodes=3, tors=2, pods=1, topology="rr"),
+    Stage.MESH: Shape(nodes=3, tors=1, pods=1, topology="mesh"),
 }
 
 
@@ -112,6 +114,9 @@ def main() -> int:
     parser.add_argument("--rows", default="", help="such as R1,L,K2; a letter is its whole group")
     parser.add_argument("--quick", action="store_true", help="the rows that `make test` runs")
     parser.add_argument("--document", type=Path, help="also write the table there, as Markdown")
+    parser.add_argument(
+        "--into", type=Path, help="also put the table between that document's two markers"
+    )
     arguments = parser.parse_args()
     try:
         rows = chosen(arguments.rows, quick=arguments.quick)
@@ -133,6 +138,8 @@ def main() -> int:
     failed = [result.row.id for result in results if not result.passed]
     if arguments.document:
         arguments.document.write_text(document(results))
+    if arguments.into:
+        arguments.into.write_text(inserted(arguments.into.read_text(), results))
     print(f"chaos: {len(results) - len(failed)} of {len(results)} rows passed")
     if failed:
         print(f"chaos: not passed: {' '.join(failed)}")

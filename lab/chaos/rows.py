@@ -21,6 +21,8 @@ class Stage(Enum):
 
     ONE_TOR = "three nodes, one BIRD"
     TWO_TORS = "two nodes, two BIRDs"
+    REFLECTORS = "three nodes, two route reflectors (BIRD)"
+    MESH = "three nodes, no router"
     FRR_TOR = "two nodes, one FRR"
     NO_LAB = "no lab"
 
@@ -36,6 +38,7 @@ class Group(Enum):
     C = "CNI executable"
     O = "control plane, operations"  # noqa: E741 - the letter of the matrix
     S = "security"
+    T = "topologies and policy"
 
 
 @dataclass

@@ -17,6 +17,10 @@ control showed loss. Figures are of one run; run it on your machine.
 """
 
 
+COLUMNS = "| row | done | owed | measured | passed |\n|---|---|---|---|---|\n"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+
 def line(result: Result) -> str:
     """One line for the terminal."""
     mark = "pass" if result.passed else "FAIL"
@@ -32,9 +36,23 @@ def document(results: Sequence[Result]) -> str:
     parts = [HEAD, f"\n{passed} of {len(results)} rows passed in this run.\n"]
     for group, rows in groupby(results, key=lambda result: result.row.group):
         parts.append(f"\n## {group.name}: {group.value}\n\n")
-        parts.append("| row | done | owed | measured | passed |\n|---|---|---|---|---|\n")
+        parts.append(COLUMNS)
         parts += [_table_row(result) for result in rows]
     return "".join(parts)
+
+
+def inserted(text: str, results: Sequence[Result]) -> str:
+    """``text`` with the table between its two markers.
+
+    Raises:
+        ValueError: it does not have them.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"no place for a table: {BEGIN} and {END} are needed")
+    rows = "".join(_table_row(result) for result in results)
+    return f"{before}{begin}\n{COLUMNS}{rows}{end}{after}"
 
 
 def _table_row(result: Result) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from routing.explain.evidence import KernelEvidence, SessionFacts, TcpFacts
+from routing.view import ABSENT
 
 _CODE = re.compile(r"\b([1-7])/(\d{1,2})\b")
 SILENT_AFTER = 2
@@ -108,6 +109,13 @@ def cause_of(
             "speaker-down",
             "ExaBGP is not connected to the agent",
             "see that `slash32 speaker` runs on this node, and its log",
+        )
+    if session.state == ABSENT:
+        # There is nothing on the wire to look at: this node does not even try.
+        return Cause(
+            "peer-down",
+            f"this node keeps no session with it: {session.reason}",
+            f"see `slash32 status`, and BGPPeer {session.name}",
         )
     told = _with_code(session.reason.lower())
     dead = _dead_neighbour(session.peer, kernel)

@@ -168,6 +168,11 @@ def _bgp(seen: Observation) -> Iterator[Metric]:
         for reason, number in sorted(by_reason.items()):
             refused.add_metric([*named, reason], number)
     yield from (up, since, flaps, prefixes, refused)
+    yield _gauge(
+        "slash32_bgp_block_conflicts",
+        "Paths to a block from somebody who does not own it; they are not used.",
+        len(seen.report.desired.conflicts),
+    )
     yield _histogram(
         "slash32_bgp_update_to_kernel_seconds",
         "From an UPDATE's arrival at the agent to the kernel's acknowledgement of its routes.",

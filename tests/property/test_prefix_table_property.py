@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from routing.links import LinkState, connected_link
+from routing.next_hops import Resolver
 from routing.prefix_table import PrefixTable
 from routing.routes import Prefix
 
-RAN = {"covering": 0, "inside": 0}
+RAN = {"covering": 0, "inside": 0, "links": 0}
 
 
 @st.composite
@@ -53,7 +55,24 @@ def test_it_answers_as_a_walk_would(entries: list[Prefix], asked: Prefix) -> Non
     )
 
 
+@given(st.lists(st.tuples(prefixes(), st.integers(0, 3), st.booleans()), max_size=8), prefixes())
+def test_a_resolver_finds_the_link_that_a_walk_over_all_links_finds(
+    nets: list[tuple[Prefix, int, bool]], asked: Prefix
+) -> None:
+    """Both say which link a next hop is on; one of them for thousands of next hops."""
+    links: dict[str, LinkState] = {}
+    for number, (prefix, host, is_up) in enumerate(nets):
+        own = min(int(prefix.network_address) + host, int(prefix.broadcast_address))
+        address = ip_interface(f"{type(prefix.network_address)(own)}/{prefix.prefixlen}")
+        links[f"l{number}"] = LinkState(f"l{number}", number, is_up, 1500, (address,))
+    next_hop = asked.network_address
+    expected = connected_link(next_hop, links)
+    RAN["links"] += expected is not None
+    assert Resolver(links, {}).connected(next_hop) == expected
+
+
 def test_enough_cases_ran() -> None:
     """A property test in which nothing ever matched proves nothing."""
     assert RAN["covering"] >= 30, RAN
     assert RAN["inside"] >= 15, RAN
+    assert RAN["links"] >= 15, RAN

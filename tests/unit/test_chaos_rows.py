@@ -6,7 +6,7 @@ import pytest
 
 from lab.chaos.__main__ import ROWS, chosen
 from lab.chaos.rows import Result, Row, Stage, Verdict, judge_controls, with_controls
-from lab.chaos.table import document, line
+from lab.chaos.table import BEGIN, END, document, inserted, line
 from lab.chaos.watch import IN_FLIGHT, loss_of, route_changes
 
 
@@ -102,3 +102,16 @@ def test_the_document_says_what_did_not_pass_and_why() -> None:
     assert "1 of 2 rows passed" in text
     assert "**no**: a \\| b" in text
     assert line(result("K1", "late")).startswith("FAIL")
+
+
+def test_a_table_is_put_between_the_markers_of_a_document() -> None:
+    """And put there again by the next run; what is around it stays."""
+    text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    once = inserted(text, [result("T1")])
+    assert once.startswith("before\n")
+    assert once.endswith(f"{END}\nafter\n")
+    assert "| T1 |" in once
+    assert "old" not in once
+    assert inserted(once, [result("T1")]) == once
+    with pytest.raises(ValueError, match="no place"):
+        inserted("nothing", [result("T1")])

@@ -475,3 +475,10 @@ def test_pictures_hold_every_step_and_escape_what_is_odd():
     dot = to_dot(report)
     assert 'label="n\\"1"' in dot
     assert dot.count("[label=") == len(report.steps)
+
+
+def test_a_peer_that_this_node_keeps_no_session_with_is_not_looked_for_on_the_wire():
+    """Closed for sending too much: the reason is here, whatever the kernel shows."""
+    cause = cause_of(session("Absent", reason="closed: it sent 9"), None)
+    assert cause.fault == "peer-down"
+    assert "closed: it sent 9" in cause.sentence

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import time
+from ipaddress import ip_address, ip_network
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from routing.desired import Desired
 from routing.metrics.agent_metrics import AgentMetrics
 from routing.metrics.observing import Scrape
+from routing.ownership import OwnershipConflict
+from routing.report import PassReport
 from tests.fakes.observation import observation
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -144,3 +148,11 @@ def test_the_age_of_the_nodes_copy_is_that_of_its_file(tmp_path):
     written_s = metrics._written_at_s(file)
     assert written_s is not None
     assert time.monotonic() - written_s == pytest.approx(50, abs=5)
+
+
+def test_a_block_that_two_claim_is_counted():
+    """An alert for what should never be."""
+    conflict = OwnershipConflict(ip_network("10.244.2.0/26"), "n2", "n3", ip_address("172.30.0.0"))
+    report = PassReport(desired=Desired(conflicts=(conflict,)))
+    assert value("slash32_bgp_block_conflicts", samples(report=report)) == 1
+    assert value("slash32_bgp_block_conflicts", samples()) == 0

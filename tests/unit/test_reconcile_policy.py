@@ -169,6 +169,8 @@ async def test_a_peer_that_sends_too_much_is_bounded(node: Node, action: LimitAc
     assert (hops(node, DEFAULT) is not None) is stays
     assert (TOR in node.world.configured) is stays
     assert any("maxPrefixes is 2" in p for p in node.loop.report.desired.problems)
+    told = [each.reason for each in node.loop.report.desired.absent]
+    assert [("closed" in reason) for reason in told] == ([] if stays else [True])
 
 
 async def test_a_block_that_another_owns_is_not_taken_from_a_thief(node: Node):

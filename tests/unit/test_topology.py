@@ -192,6 +192,9 @@ def test_a_password_that_is_missing_means_no_session():
     assert topology.sessions == ()
     assert [name.name for name in topology.names] == ["tor"]
     assert "MissingSecret" in topology.problems[0]
+    assert [(a.intent.address, a.reason[:13]) for a in topology.unconfigured] == [
+        (TOR, "MissingSecret")
+    ]
 
 
 def test_a_password_is_on_the_session_and_in_no_text():

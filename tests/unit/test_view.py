@@ -13,6 +13,7 @@ from cni.ipam.block import Block, BlockState
 from routing.desired import Desired
 from routing.import_policy import RejectedPath
 from routing.routes import NextHop, Route, RouteKey, RouteKind
+from routing.topology import AbsentPeer, SessionIntent, SessionKind
 from routing.view import (
     Belief,
     BlockUse,
@@ -150,6 +151,24 @@ def test_what_is_no_route_at_all_is_a_row_until_a_good_one_comes():
     assert [(row["state"], row["reason"]) for row in rows] == [("rejected", "origin-missing")]
     mended = replace(seen, paths={**seen.paths, (TOR, bad): make_path(bad)})
     assert str(bad) not in {row["prefix"] for row in route_rows(mended)}
+
+
+def test_a_peer_that_has_no_session_is_a_row_with_the_reason():
+    """Closed for sending too much, a missing Secret, no route: `slash32 peers` tells it."""
+    intent = SessionIntent(
+        name="tor9",
+        kind=SessionKind.ROUTER,
+        address=ip_address("172.30.9.0"),
+        remote_asn=64512,
+        local_asn=64601,
+        router_id=IPv4Address("172.30.0.1"),
+    )
+    closed = AbsentPeer(intent, "closed: it sent 9")
+    problem = "peer tor9 172.30.9.0 is closed: it sent 9"
+    seen = belief(desired=replace(belief().desired, absent=(closed,), problems=(problem,)))
+    row = peer_rows(seen)[-1]
+    assert (row["name"], row["state"], row["reason"]) == ("tor9", "Absent", "closed: it sent 9")
+    assert [f for f in status_row(seen)["findings"] if "tor9" in f] == [problem]
 
 
 def test_a_session_that_is_down_says_why():
