@@ -45,7 +45,7 @@ FLOOR = {
     "assigned": 400,
     "released": 200,
     "crashed": 60,
-    "faults": 300,
+    "faults": 200,
     "given_back": 40,
     "named": 40,
 }
