@@ -18,10 +18,9 @@ SYSCTLS = {"rp_filter": "0", "proxy_arp": "0", "forwarding": "0", "accept_redire
 
 
 def flushed(world: World, verdict: Verdict) -> None:
-    """`ip route flush proto 132`, both families."""
+    """Every route of ours deleted, both families."""
     routes = world.own_routes("node1")
-    for family in ("-4", "-6"):
-        world.run("node1", "ip", family, "route", "flush", "proto", "132")
+    world.delete_own_routes("node1")
     back_s = world.wait(lambda: world.own_routes("node1") == routes, "all our routes")
     world.settled()
     verdict.note(f"{len(routes)} routes back after {back_s:.2f} s")
@@ -62,8 +61,7 @@ def deleted_every_second(world: World, verdict: Verdict) -> None:
     routes = world.own_routes("node1")
     worst_s = 0.0
     for _ in range(10):
-        for family in ("-4", "-6"):
-            world.run("node1", "ip", family, "route", "flush", "proto", "132")
+        world.delete_own_routes("node1")
         begun_s = time.monotonic()
         world.wait(lambda: world.own_routes("node1") == routes, "our routes")
         worst_s = max(worst_s, time.monotonic() - begun_s)
@@ -127,7 +125,7 @@ def foreign_untouched(world: World, verdict: Verdict) -> None:
     world.kill("agent-node1")
     world.start_agent("node1")
     world.settled()
-    world.run("node1", "ip", "route", "flush", "proto", "132", "table", "main")
+    world.delete_own_routes("node1")
     world.settled()
     after = world.other_routes("node1")
     verdict.must(before == after, f"changed: {sorted(before ^ after)[:3]}")
@@ -256,7 +254,7 @@ def address_reused(world: World, verdict: Verdict) -> None:
 _ONE = Stage.ONE_TOR
 
 ROWS = [
-    Row("K1", "`ip route flush proto 132`", "all back within 2 s", _ONE, flushed, is_quick=True),
+    Row("K1", "every route of ours deleted by hand", "all back within 2 s", _ONE, flushed, is_quick=True),
     Row("K2", "`ip route replace` over one of ours by another program",
         "the intruder named and left alone; ours within 2 s once it is gone", _ONE, replaced,
         is_quick=True),

@@ -166,6 +166,17 @@ class World:
             found |= set(_whole_routes(text))
         return found
 
+    def delete_own_routes(self, node: str) -> None:
+        """As by hand. Not ``ip route flush``: it sends back what it read, and the kernel refuses
+        a route's nexthop object and its gateway in one message."""
+        for family in ("-4", "-6"):
+            lines = self.run(node, "ip", family, "route", "show", "proto", str(PROTOCOL))
+            for line in _whole_routes(lines):
+                words = line.split()
+                kind = words[:2] if words[0] in {"blackhole", "unreachable"} else words[:1]
+                command = ["ip", family, "route", "del", *kind, "metric", "1032"]
+                self.run(node, *command, ok=(0, 2))
+
     def other_routes(self, machine: str) -> set[str]:
         """Every route of every table that is neither ours nor the kernel's, nor learned by BIRD."""
         found = set()
