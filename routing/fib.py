@@ -24,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -47,7 +48,7 @@ from routing.next_hop_objects import (
     id_of,
 )
 from routing.next_hops import KernelRoute
-from routing.routes import PROTOCOL, TABLE_MAIN, Address, NextHop, Route, RouteKey
+from routing.routes import METRIC, PROTOCOL, TABLE_MAIN, Address, NextHop, Route, RouteKey
 from routing.rtmessage import (
     Holder,
     UnknownInterface,
@@ -81,6 +82,8 @@ OVERFLOW = "overflow"
 
 BELIEVED_S = 25.0
 """A table is dumped at least this often, whatever the kernel told or did not tell."""
+OUR_METRIC = nl.ATTRIBUTE.pack(8, nl.RTA_PRIORITY) + METRIC.to_bytes(4, sys.byteorder)
+"""As it stands in every announcement of a route that has it."""
 MANY_REPLACED = 500
 """From here on it is worth finding out whether whole groups move."""
 UNUSED_GROUPS = 16
@@ -415,10 +418,12 @@ class KernelFib:
             self._has_pending.set()
 
     def _disturbs(self, event: Event) -> bool:
-        """Whether our routes may be others after ``event``: a link's go with it, unannounced."""
+        """Whether our routes may be others after ``event``: a link's go with it, unannounced, and
+        so does one whose key another program takes over; that has its protocol and our metric."""
         if event.kind not in (nl.RTM_NEWROUTE, nl.RTM_DELROUTE):
             return True
-        return len(event.body) >= nl.RTMSG.size and event.body[5] == PROTOCOL
+        is_ours = len(event.body) >= nl.RTMSG.size and event.body[5] == PROTOCOL
+        return is_ours or OUR_METRIC in event.body
 
     def _reason(self, event: Event) -> str | None:
         """Why ``event`` may concern us; None when it is our own doing or not about routing."""

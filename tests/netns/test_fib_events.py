@@ -10,8 +10,10 @@ import pytest
 
 from cni import netlink as nl
 from cni.netlink import NetlinkSocket
+from routing.delta import Delta
 from routing.event_filter import event_filter
 from routing.fib import KernelFib
+from routing.routes import Route, RouteKey
 from tests.fakes.netns import Fabric, Namespace
 
 pytestmark = [
@@ -67,6 +69,26 @@ async def test_a_pod_link_that_goes_down_and_up_again_at_once_is_news():
             await reasons_until(fib, "link")
             node.ip_batch([f"link set {POD} down", f"link set {POD} up"])
             assert "pod-link" in await reasons_until(fib, "pod-link")
+        finally:
+            await fib.close()
+
+
+@pytest.mark.parametrize("prefix", ["10.244.9.0/26", "fd44::/122"])
+async def test_a_key_that_somebody_takes_over_is_read_anew(prefix: str):
+    """`ip route replace` takes our route away and announces only its own."""
+    with Fabric() as fabric:
+        node = fabric.namespace("node")
+        fib = KernelFib(netns_fd=node.fd)
+        try:
+            key = RouteKey(ip_network(prefix))
+            ours = Route(key, ())
+            assert await fib.apply(Delta({key: ours})) == []
+            assert await fib.read() == {key: ours}
+            node.ip(f"route replace blackhole {prefix} metric 1032 proto 99")
+            assert await fib.read() == {}
+            node.ip(f"route del blackhole {prefix} metric 1032 proto 99")
+            assert await fib.apply(Delta({key: ours})) == []
+            assert await fib.read() == {key: ours}
         finally:
             await fib.close()
 
