@@ -254,7 +254,8 @@ def address_reused(world: World, verdict: Verdict) -> None:
 _ONE = Stage.ONE_TOR
 
 ROWS = [
-    Row("K1", "every route of ours deleted by hand", "all back within 2 s", _ONE, flushed, is_quick=True),
+    Row("K1", "every route of ours deleted by hand", "all back within 2 s", _ONE, flushed,
+        is_quick=True),
     Row("K2", "`ip route replace` over one of ours by another program",
         "the intruder named and left alone; ours within 2 s once it is gone", _ONE, replaced,
         is_quick=True),
