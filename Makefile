@@ -63,7 +63,7 @@ chaos: setup-dev
 # ---- documentation -------------------------------------------------------------------------------
 
 .PHONY: docs docs-pictures
-docs: setup-dev
+docs: setup-dev manifests
 	$(VENV)/bin/python -m routing.cli.reference > docs/commands.md
 
 # The pictures of docs/concepts.md, drawn in labs (root; a minute).
@@ -86,8 +86,8 @@ bench-bgp: setup-dev
 
 # ---- manifests -----------------------------------------------------------------------------------
 
-.PHONY: manifests docs
+.PHONY: manifests
 # What is made from routing/schemas and manifests/kustomization.yaml: the custom resource definitions,
 # and all of it in one file, for those who apply without kustomize.
-manifests docs: setup
+manifests: setup
 	$(VENV)/bin/python -m routing.schemas
