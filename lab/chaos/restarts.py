@@ -189,6 +189,7 @@ def router_restarts(world: World, verdict: Verdict) -> None:
     ours = [line for line in watch.events_on(*world.nodes) if "proto bird" not in line]
     verdict.note(f"{len(routes & kept)} of {len(routes)} routes kept; {len(ours)} route events")
     verdict.note(str(watch))
+    verdict.must(watch.lost == 0, str(watch))
     verdict.must(kept == routes, f"routes lost meanwhile: {sorted(routes - kept)[:3]}")
     verdict.must(not ours, f"route events on nodes: {ours[:3]}")
 
@@ -266,7 +267,7 @@ ROWS = [
     Row("R13", "rolling upgrade of three nodes", "0 lost, 0 route events", _ONE, rolling_upgrade,
         control="R0"),
     Row("R16", "the router restarts, with graceful restart",
-        "every learned route kept, 0 route events on nodes", _ONE, router_restarts,
+        "every learned route kept, 0 route events on nodes, 0 lost", _ONE, router_restarts,
         control="R17"),
     Row("R17", "the router restarts, without graceful restart",
         "learned routes gone within 1.5 s", _ONE, router_restarts_without_gr),
