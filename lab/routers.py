@@ -114,7 +114,8 @@ def _tables(plan: LabPlan) -> str:
     for version in _versions(plan):
         everything = "0.0.0.0/0" if version == 4 else "::/0"
         text += (
-            f"protocol kernel kernel{version} {{\n  merge paths yes;\n  graceful restart on;\n  ipv{version} {{\n"
+            f"protocol kernel kernel{version} {{\n  merge paths yes;\n"
+            f"  graceful restart on;\n  ipv{version} {{\n"
             f"    import none;\n"
             f"    export where source != RTS_DEVICE && net != {everything};\n  }};\n}}\n"
         )
