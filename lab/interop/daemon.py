@@ -147,7 +147,17 @@ class Daemon(ABC):
                     name, command, namespace=self.namespace, env=ENVIRONMENT, log=self.log
                 )
             )
+            wait_until(
+                lambda name=name: self._not_begun(name),  # type: ignore[misc]
+                what=f"start of {name}",
+                deadline_s=START_DEADLINE_S,
+            )
         wait_until(self._not_ready, what=f"start of {self.name}", deadline_s=START_DEADLINE_S)
+
+    def _not_begun(self, name: str) -> list[str]:
+        """What the next program of the daemon must wait for, after ``name`` was started."""
+        del name
+        return []
 
     def _clear(self) -> None:  # noqa: B027 - most leave nothing
         """Removes what a killed daemon left that would confuse the next one."""

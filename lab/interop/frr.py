@@ -86,6 +86,13 @@ class Frr(Daemon):
             ("bgpd", [bgpd, "-f", str(self.config_file), *pids["bgpd"], *shared]),
         ]
 
+    def _not_begun(self, name: str) -> list[str]:
+        # A bgpd that finds no zebra tries again after ten seconds; a session that comes up before
+        # has no IPv6 next hop to give, for bgpd does not know the link's addresses yet.
+        if name == "zebra" and not (self.directory / "zserv.api").is_socket():
+            return ["zebra has no socket"]
+        return []
+
     def _clear(self) -> None:
         for path in (*self.directory.glob("*.vty"), *self.directory.glob("*.pid")):
             path.unlink()
