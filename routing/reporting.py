@@ -29,6 +29,9 @@ class Board(Protocol):
     async def put_node_status(self, status: NodeStatusResource) -> None:
         """Creates or replaces the NodeStatus of a node. Raises StoreError."""
 
+    async def set_network_unavailable(self, node: str, why: str | None) -> None:
+        """Sets the node's condition; None: its network works. Raises StoreError."""
+
     async def note_event(self, event: EventNote) -> None:
         """Records an event for people. Raises StoreError."""
 
@@ -63,6 +66,8 @@ class Reporter:
         self._wall = wall
         self._written: NodeStatusResource | None = None
         self._written_s = float("-inf")
+        self._condition: str | None = None
+        """What the Node's condition was last set to."""
         self._noticed = Noticed()
         self.fault: str | None = None
         """Why the last report could not be written, or None."""
@@ -82,14 +87,16 @@ class Reporter:
         belief = await self._belief()
         found = news(belief, self._starved(), self._noticed)
         self._noticed = found.noticed
-        status = node_status(
-            belief, unready=self._unready(), now=self._wall(), before=self._written
-        )
+        unready = self._unready()
+        status = node_status(belief, unready=unready, now=self._wall(), before=self._written)
         is_due = self._clock() - self._written_s >= HEARTBEAT_S
         try:
             if is_due or self._written is None or essence(status) != essence(self._written):
                 await self._board.put_node_status(status)
                 self._written, self._written_s = status, self._clock()
+            if is_due or unready != self._condition:
+                await self._board.set_network_unavailable(status.meta.name, unready)
+                self._condition = unready
             for event in found.events:
                 await self._board.note_event(event)
         except StoreError as error:

@@ -35,10 +35,20 @@ from aiohttp import web
 
 from cni.netns import inside
 from lab.apiserver.schema import load_schemas
-from lab.apiserver.state import KINDS, ApiError, Change, Key, Kind, Object, State
+from lab.apiserver.state import (
+    KINDS,
+    ApiError,
+    Change,
+    Key,
+    Kind,
+    Object,
+    State,
+    with_conditions,
+)
 
 JSON = "application/json"
-MERGE_PATCHES = ("application/merge-patch+json", "application/strategic-merge-patch+json")
+STRATEGIC = "application/strategic-merge-patch+json"
+MERGE_PATCHES = ("application/merge-patch+json", STRATEGIC)
 WATCH_DEFAULT_S = 1800.0
 
 
@@ -83,6 +93,7 @@ class Asked:
     name: str
     is_status: bool
     query: Mapping[str, str]
+    is_strategic: bool = False
 
     @property
     def resource(self) -> str:
@@ -286,6 +297,8 @@ class ApiDouble:
             case "update":
                 return state.replace(asked.key, body, is_status=asked.is_status)
             case "patch":
+                if asked.is_strategic:
+                    body = with_conditions(state.get(asked.key), body)
                 return state.patch(asked.key, body, is_status=asked.is_status)
             case "delete":
                 old = state.delete(asked.key, body.get("preconditions") or {})
@@ -404,7 +417,9 @@ def _asked(request: web.Request) -> Asked:
         is_status = len(parts) == 3
         if is_status and (parts[2] != "status" or not kind.has_status):
             continue
-        return Asked(_verb(request, name), kind, namespace, name, is_status, request.query)
+        is_strategic = request.content_type == STRATEGIC
+        verb = _verb(request, name)
+        return Asked(verb, kind, namespace, name, is_status, request.query, is_strategic)
     raise UnknownPath
 
 

@@ -327,3 +327,13 @@ def merged(target: Any, patch: Any) -> Any:
         else:
             result[key] = merged(result.get(key), value)
     return result
+
+
+def with_conditions(target: Object, patch: Object) -> Object:
+    """A strategic merge patch as a plain one, as far as we use it: conditions merge by type."""
+    wanted = (patch.get("status") or {}).get("conditions")
+    if wanted is None:
+        return patch
+    by_type = {c["type"]: c for c in (target.get("status") or {}).get("conditions") or []}
+    by_type |= {c["type"]: {**by_type.get(c["type"], {}), **c} for c in wanted}
+    return {**patch, "status": {**patch["status"], "conditions": list(by_type.values())}}

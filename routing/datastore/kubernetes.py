@@ -289,6 +289,10 @@ class KubernetesStore:
         """The status last set, or an empty one. Raises NotFound, StoreError."""
         return await self._board.get_status(kind, name)
 
+    async def set_network_unavailable(self, node: str, why: str | None) -> None:
+        """Sets the node's condition NetworkUnavailable. Raises StoreError."""
+        await self._board.set_network_unavailable(node, why)
+
     async def note_event(self, event: EventNote) -> None:
         """Records an Event, rate-limited. Raises StoreError."""
         await self._board.note_event(event)

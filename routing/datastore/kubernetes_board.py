@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from routing.datastore.kubernetes_client import JSON, MERGE_PATCH, ApiServer, Object, Refused
+from routing.datastore.kubernetes_client import (
+    JSON,
+    MERGE_PATCH,
+    STRATEGIC_MERGE_PATCH,
+    ApiServer,
+    Object,
+    Refused,
+)
 from routing.datastore.kubernetes_documents import (
     CUSTOM,
     EVENTS,
@@ -34,6 +41,8 @@ from routing.datastore.snapshot import EventNote, NodeStatusResource, ResourceSt
 EVENT_MIN_S = 60.0
 EVENTS_MAX = 1000
 """Notes remembered; the longest unheard is forgotten."""
+MESSAGE_MAX = 1024
+"""Characters of a condition's message."""
 WRITES_MAX = 4
 """Tries of a status whose version moved between read and write."""
 
@@ -158,6 +167,39 @@ class Board:
         if path is None:
             raise StoreError(f"{self._server.name}: a {kind} has no status of ours")
         return path
+
+    # -- the Node's condition --------------------------------------------------------------
+
+    async def set_network_unavailable(self, node: str, why: str | None) -> None:
+        """Sets the condition that keeps new pods off a node whose network does not work.
+
+        Args:
+            node: its name; a Node that is not there needs no condition.
+            why: a sentence, or None for a network that works (the condition is False then).
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        now = _now_s()
+        condition = {
+            "type": "NetworkUnavailable",
+            "status": "False" if why is None else "True",
+            "reason": "Slash32Ready" if why is None else "Slash32NotReady",
+            "message": "slash32 serves pods on this node" if why is None else why[:MESSAGE_MAX],
+            "lastHeartbeatTime": now,
+            "lastTransitionTime": now,
+        }
+        try:
+            # Strategic: a plain merge patch would replace kubelet's conditions by this one.
+            await self._server.request(
+                "PATCH",
+                f"{NODES}/{node}/status",
+                body={"status": {"conditions": [condition]}},
+                content_type=STRATEGIC_MERGE_PATCH,
+            )
+        except Refused as refused:
+            if refused.status != 404:
+                raise
 
     # -- Events ----------------------------------------------------------------------------
 

@@ -52,6 +52,7 @@ RELOAD_MIN_S = 10.0
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_MERGE_PATCH = "application/strategic-merge-patch+json"
 
 Object = dict[str, Any]
 Objects = list[Object]

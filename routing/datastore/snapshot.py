@@ -508,5 +508,8 @@ class StatusBoard(Protocol):
     async def get_status(self, kind: str, name: str) -> ResourceStatus:
         """The status last set, or an empty one. Raises NotFound."""
 
+    async def set_network_unavailable(self, node: str, why: str | None) -> None:
+        """Sets the node's condition NetworkUnavailable; None is False, the network works."""
+
     async def note_event(self, event: EventNote) -> None:
         """Records an event for people; repeats of the same one are counted, not piled up."""

@@ -14,7 +14,8 @@ from routing.controller.election import Election, LeaseConflict
 from routing.controller.kubernetes_leases import KubernetesLeases
 from routing.datastore.kubernetes import KubernetesStore
 from routing.datastore.kubernetes_board import EVENT_MIN_S
-from routing.datastore.kubernetes_documents import EVENTS
+from routing.datastore.kubernetes_client import MERGE_PATCH
+from routing.datastore.kubernetes_documents import EVENTS, NODES
 from routing.datastore.kubernetes_pods import KubernetesPods
 from routing.datastore.snapshot import (
     BGPPeerResource,
@@ -114,6 +115,29 @@ async def test_a_node_status_is_made_and_replaced(store):
 
     (found,) = await store.list("NodeStatus")
     assert replace(found, meta=STATUS.meta) == STATUS
+
+
+async def test_the_nodes_condition_is_ours_alone(store):
+    """NetworkUnavailable is set and set back; the conditions of others stay as they are."""
+    await store.create(NodeResource(Meta("node-a")))
+    server = store._board._server
+    path = f"{NODES}/node-a/status"
+    kubelets = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "x"}
+    body = {"status": {"conditions": [kubelets]}}
+    await server.request("PATCH", path, body=body, content_type=MERGE_PATCH)
+
+    async def conditions():
+        found = (await server.request("GET", f"{NODES}/node-a"))["status"]["conditions"]
+        return {each["type"]: (each["status"], each["reason"]) for each in found}
+
+    await store.set_network_unavailable("node-a", "no BGP session is left")
+    assert await conditions() == {
+        "Ready": ("True", "KubeletReady"),
+        "NetworkUnavailable": ("True", "Slash32NotReady"),
+    }
+    await store.set_network_unavailable("node-a", None)
+    assert (await conditions())["NetworkUnavailable"] == ("False", "Slash32Ready")
+    await store.set_network_unavailable("not-there", None)
 
 
 async def test_an_event_is_written_and_counted(store, clock):

@@ -138,6 +138,7 @@ class Board:
 
     def __init__(self):
         self.reports, self.events, self.is_away = [], [], False
+        self.conditions = []
         self.written = asyncio.Event()
 
     async def put_node_status(self, status):
@@ -145,6 +146,9 @@ class Board:
             raise StoreError("away")
         self.reports.append(status)
         self.written.set()
+
+    async def set_network_unavailable(self, node, why):
+        self.conditions.append((node, why))
 
     async def note_event(self, event):
         self.events.append(event)
@@ -155,6 +159,7 @@ class World:
 
     def __init__(self):
         self.board, self.what, self.now_s = Board(), seen(), 0.0
+        self.unready = None
 
         async def believed():
             return self.what
@@ -162,7 +167,7 @@ class World:
         self.reporter = Reporter(
             self.board,
             belief=believed,
-            unready=lambda: None,
+            unready=lambda: self.unready,
             starved=dict,
             clock=lambda: self.now_s,
             wall=lambda: NOW + timedelta(seconds=self.now_s),
@@ -190,6 +195,20 @@ async def test_a_report_is_written_on_change_and_as_a_sign_of_life(world):
     assert await world.look(HEARTBEAT_S) == 3
     assert essence(world.board.reports[1]) == essence(world.board.reports[2])
     assert world.board.reports[1].observed_at != world.board.reports[2].observed_at
+
+
+async def test_the_nodes_condition_is_set_first_on_change_and_as_a_sign_of_life(world):
+    """True with the reason while pods are not served, False when they are; never in between."""
+    await world.look(0)
+    await world.look(5)
+    world.unready = "no BGP session is left"
+    await world.look(5)
+    await world.look(5)
+    world.unready = None
+    await world.look(5)
+    assert [why for _, why in world.board.conditions] == [None, "no BGP session is left", None]
+    await world.look(HEARTBEAT_S)
+    assert len(world.board.conditions) == 4
 
 
 async def test_a_look_that_stumbles_does_not_end_the_agent(world):
