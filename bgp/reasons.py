@@ -69,7 +69,9 @@ def notification_text(code: int, subcode: int, message: str = "") -> str:
     """
     words = [_CODES.get(code, "unknown error"), _SUBCODES.get((code, subcode), "")]
     communication = re.fullmatch(r'Shutdown Communication: "(.*)"', message, re.DOTALL)
-    words.append(communication[1] if communication else message)
+    # Data without a text is numbers (the ASN in question, say), which ExaBGP shows as characters.
+    is_text = message.isprintable() and "\ufffd" not in message
+    words.append(communication[1] if communication else message if is_text else "")
     return f"{code}/{subcode} " + ": ".join(word for word in words if word)
 
 

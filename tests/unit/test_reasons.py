@@ -20,6 +20,7 @@ from bgp.reasons import is_telling, notification_text, session_reason
         ),
         (6, 99, "", "6/99 cease"),
         (77, 1, "", "77/1 unknown error"),
+        (2, 2, "\ufffd\x00Y", "2/2 OPEN refused: the peer's AS number is not the configured one"),
         (3, 1, "0102", "3/1 UPDATE refused: malformed attribute list: 0102"),
     ],
 )
