@@ -4,46 +4,116 @@ The key is (peer, prefix), for a withdraw names no next hop. An UPDATE that reje
 what the peer had said of it before: the old path is not what the peer uses any more, and keeping it
 would be to invent a route (RFC 7606 section 2, treat-as-withdraw).
 
+A table holds, by ``bgp.nlri`` keys, one of the few objects that say all but the prefix; a ``Path``
+is made when somebody wants to look at one. The other way round 100,000 routes take 100 MB, and
+comparing, hashing and copying them takes longer than the kernel takes to install them.
+
 A path can be *stale*: still believed, because its session ended in a way that promises to come back
 (RFC 4724 section 4.2), and gone at ``sweep`` unless the peer has announced it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from operator import attrgetter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+from weakref import WeakValueDictionary
 
-from bgp.paths import Address, Family, Path, Prefix, Rejection, Update
+from bgp.nlri import Nlri, family_of, nlri_of, prefix_of
+from bgp.paths import (
+    Address,
+    Family,
+    Path,
+    PathAttributes,
+    Prefix,
+    Rejection,
+    RouteBatch,
+    Update,
+)
 
 MAX_PATHS_PER_PEER = 250_000
 """A peer that sends more is broken or hostile; what is beyond is rejected, what is held stays."""
 
 TABLE_FULL = "table-full"
 
+Offers = Mapping[Nlri, tuple[PathAttributes, ...]]
+"""Prefixes with what each peer that has one says of it."""
+
+
+class AttributeSets:
+    """Gives the one object for each set of attributes; forgets those that nobody holds."""
+
+    def __init__(self) -> None:
+        self._known: WeakValueDictionary[tuple[object, ...], PathAttributes] = WeakValueDictionary()
+
+    def of(self, path: Path, peer: Address | None = None) -> PathAttributes:
+        """Those of ``path``, as said by ``peer`` (None: by the path's own)."""
+        key = (
+            peer or path.peer,
+            path.next_hop,
+            path.as_path,
+            path.as_path_length,
+            path.origin,
+            path.med,
+            path.local_pref,
+            path.communities,
+            path.large_communities,
+            path.originator_id,
+            path.cluster_list,
+        )
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = PathAttributes(*key)
+        return known
+
 
 class AdjRibIn:
     """All peers' tables. Not thread-safe; one task folds events into it."""
 
-    def __init__(self, *, max_paths_per_peer: int = MAX_PATHS_PER_PEER) -> None:
-        self._tables: dict[Address, dict[Prefix, Path]] = {}
-        self._stale: dict[Address, set[Prefix]] = {}
+    def __init__(
+        self,
+        *,
+        max_paths_per_peer: int = MAX_PATHS_PER_PEER,
+        attributes: AttributeSets | None = None,
+    ) -> None:
+        self._attributes = attributes or AttributeSets()
+        self._tables: dict[Address, dict[Nlri, PathAttributes]] = {}
+        self._stale: dict[Address, set[Nlri]] = {}
         self._limit = max_paths_per_peer
-        self._changed: set[Prefix] | None = None
+        self._changed: set[Nlri] | None = None
         """The prefixes with other paths than at the last ``take_changes``; None: any may be."""
         self._gone_hops: set[Address] = set()
 
-    def take_changes(self) -> Mapping[Prefix, tuple[Path, ...]] | None:
-        """Each prefix whose paths have changed since the last call, with all its paths now; None
-        when a table was dropped, swept or replaced, or at first: look at everything then."""
+    # -- changes since the last look -----------------------------------------------------------
+
+    def take_changes(self) -> Offers | None:
+        """Each prefix whose paths have changed since the last call, with what is said of it now,
+        perhaps nothing; None when a table was dropped, swept or replaced, or at first: look at
+        everything then."""
         changed, self._changed = self._changed, set()
-        if changed is None:
-            return None
+        return None if changed is None else self._offers(changed)
+
+    def offers(self) -> Offers:
+        """Every prefix with what is said of it. A copy: the caller may await while it looks."""
         tables = list(self._tables.values())
-        return {
-            prefix: tuple(path for table in tables if (path := table.get(prefix)) is not None)
-            for prefix in changed
-        }
+        # One tuple for all prefixes of which the same is said: memory, and identity once more.
+        alike: dict[tuple[PathAttributes, ...], tuple[PathAttributes, ...]] = {}
+        if len(tables) == 1:
+            alone = {attributes: (attributes,) for attributes in set(tables[0].values())}
+            return {nlri: alone[attributes] for nlri, attributes in tables[0].items()}
+        found: dict[Nlri, tuple[PathAttributes, ...]] = {}
+        for table in tables:
+            for nlri, attributes in table.items():
+                said = (*found.get(nlri, ()), attributes)
+                found[nlri] = alike.setdefault(said, said)
+        return found
+
+    def _offers(self, nlris: Iterable[Nlri]) -> Offers:
+        tables = list(self._tables.values())
+        alike: dict[tuple[PathAttributes, ...], tuple[PathAttributes, ...]] = {}
+        found: dict[Nlri, tuple[PathAttributes, ...]] = {}
+        for nlri in nlris:
+            said = tuple([each for table in tables if (each := table.get(nlri)) is not None])
+            found[nlri] = alike.setdefault(said, said)
+        return found
 
     def take_lost_next_hops(self) -> frozenset[Address]:
         """The next hops that tables were dropped or swept with since the last call, and that no
@@ -53,12 +123,14 @@ class AdjRibIn:
             gone -= _next_hops(table.values())
         return frozenset(gone)
 
-    def _has_lost(self, paths: Iterable[Path]) -> None:
+    def _has_lost(self, attributes: Iterable[PathAttributes]) -> None:
         self._changed = None
-        self._gone_hops |= _next_hops(paths)
+        self._gone_hops |= _next_hops(attributes)
 
-    def apply(self, update: Update) -> tuple[bool, tuple[Rejection, ...]]:
-        """Folds one UPDATE in.
+    # -- changing ------------------------------------------------------------------------------
+
+    def apply(self, update: Update | RouteBatch) -> tuple[bool, tuple[Rejection, ...]]:
+        """Folds what one or several UPDATEs say in.
 
         Withdrawals first: a prefix in both fields is announced (RFC 4271 section 4.3).
 
@@ -66,37 +138,49 @@ class AdjRibIn:
             Whether any path changed, and every rejection: the update's own and, for paths beyond
             the limit, TABLE_FULL.
         """
-        table = self._tables.setdefault(update.peer, {})
-        stale = self._stale.get(update.peer, set())
-        rejections = list(update.rejected)
-        changed = False
-        gone = [*update.withdrawn, *(r.prefix for r in update.rejected if r.prefix is not None)]
-        announced = {path.prefix for path in update.announced}
-        for prefix in gone:
-            stale.discard(prefix)
-            if prefix not in announced and table.pop(prefix, None) is not None:
-                changed = True
-                if self._changed is not None:
-                    self._changed.add(prefix)
-        for path in update.announced:
-            if path.prefix not in table and len(table) >= self._limit:
-                rejections.append(Rejection(path.prefix, TABLE_FULL))
-                continue
-            stale.discard(path.prefix)
-            if table.get(path.prefix) != path:
-                table[path.prefix] = path
-                changed = True
-                if self._changed is not None:
-                    self._changed.add(path.prefix)
-        return changed, tuple(rejections)
+        batch = update if isinstance(update, RouteBatch) else self.batch_of(update)
+        table = self._tables.setdefault(batch.peer, {})
+        stale = self._stale.get(batch.peer)
+        if stale:
+            stale.difference_update(batch.routes)
+        rejections = batch.rejected
+        get, pop = table.get, table.pop
+        changed: list[Nlri] = []
+        is_near_limit = len(table) + len(batch.routes) > self._limit
+        for nlri, attributes in batch.routes.items():
+            if attributes is None:
+                if pop(nlri, None) is not None:
+                    changed.append(nlri)
+            elif (known := get(nlri)) is not attributes:
+                if is_near_limit and known is None and len(table) >= self._limit:
+                    rejections += (Rejection(prefix_of(nlri), TABLE_FULL),)
+                    continue
+                table[nlri] = attributes
+                changed.append(nlri)
+        if self._changed is not None:
+            self._changed.update(changed)
+        return bool(changed), rejections
 
-    def replace(self, peer: Address, paths: Iterable[Path]) -> bool:
-        """Makes the peer's table exactly ``paths``, none of them stale. Returns if it changed."""
+    def batch_of(self, update: Update, peer: Address | None = None) -> RouteBatch:
+        """One UPDATE, as said by ``peer`` (None: by its own), in the form of the tables."""
+        routes: dict[Nlri, PathAttributes | None] = dict.fromkeys(map(nlri_of, update.withdrawn))
+        for rejection in update.rejected:
+            if rejection.prefix is not None:
+                routes[nlri_of(rejection.prefix)] = None
+        for path in update.announced:
+            routes[nlri_of(path.prefix)] = self._attributes.of(path, peer)
+        return RouteBatch(update.peer, routes, update.rejected)
+
+    def replace(self, peer: Address, paths: Iterable[Path], *, keep: Collection[Nlri] = ()) -> bool:
+        """Makes the peer's table exactly ``paths``, none of them stale, and what it held of
+        ``keep``. Returns if it changed."""
         before = self._tables.get(peer, {})
+        kept = {nlri: before[nlri] for nlri in keep if nlri in before}
         self._stale.pop(peer, None)
         self._tables[peer] = {}
         self._changed = None
-        self.apply(Update(peer, tuple(replace(path, peer=peer) for path in paths)))
+        self.apply(self.batch_of(Update(peer, tuple(paths)), peer))
+        self._tables[peer].update(kept)
         return self._tables[peer] != before
 
     def drop(self, peer: Address) -> bool:
@@ -106,22 +190,32 @@ class AdjRibIn:
         self._has_lost(table.values())
         return bool(table)
 
-    def mark_stale(self, peer: Address, prefixes: Iterable[Prefix] | None = None) -> None:
+    def mark_stale(self, peer: Address, nlris: Iterable[Nlri] | None = None) -> None:
         """Keeps the peer's paths (None: all) until it has had the time to send them again."""
         table = self._tables.get(peer, {})
-        wanted = table if prefixes is None else prefixes
-        self._stale[peer] = {prefix for prefix in wanted if prefix in table}
+        self._stale[peer] = set(table) if nlris is None else {n for n in nlris if n in table}
 
     def sweep(self, peer: Address, family: Family | None = None) -> bool:
         """Forgets what is still stale (of one family). Returns whether anything went."""
         stale = self._stale.get(peer, set())
-        going = {p for p in stale if family is None or Family.of(p) is family}
+        going = {n for n in stale if family is None or family_of(n) is family}
         stale -= going
-        table = self._tables.get(peer, {})
-        swept = [table.pop(prefix) for prefix in going if prefix in table]
-        if swept:
-            self._has_lost(swept)
+        self._forget(peer, going)
         return bool(going)
+
+    def keep_families(self, peer: Address, families: Collection[Family]) -> None:
+        """Forgets what the peer said of others, and that anything is stale."""
+        self._stale.pop(peer, None)
+        table = self._tables.get(peer, {})
+        self._forget(peer, [nlri for nlri in table if family_of(nlri) not in families])
+
+    def _forget(self, peer: Address, nlris: Iterable[Nlri]) -> None:
+        table = self._tables.get(peer, {})
+        gone = [found for nlri in nlris if (found := table.pop(nlri, None)) is not None]
+        if gone:
+            self._has_lost(gone)
+
+    # -- looking -------------------------------------------------------------------------------
 
     def peers(self) -> tuple[Address, ...]:
         """The peers that have a table, perhaps an empty one."""
@@ -129,28 +223,41 @@ class AdjRibIn:
 
     def table(self, peer: Address) -> dict[Prefix, Path]:
         """A copy of one peer's paths."""
-        return dict(self._tables.get(peer, {}))
+        return dict(self._paths(peer))
+
+    def _paths(self, peer: Address) -> Iterator[tuple[Prefix, Path]]:
+        for nlri, attributes in self._tables.get(peer, {}).items():
+            prefix = prefix_of(nlri)
+            yield prefix, attributes.path(prefix)
 
     def count(self, peer: Address) -> int:
         """How many paths the peer has."""
         return len(self._tables.get(peer, ()))
 
+    def counts(self) -> dict[Address, int]:
+        """How many paths each peer has."""
+        return {peer: len(table) for peer, table in self._tables.items()}
+
     def stale(self, peer: Address) -> frozenset[Prefix]:
         """The prefixes of the peer that await a new announcement or the sweep."""
-        return frozenset(self._stale.get(peer, ()))
+        return frozenset(map(prefix_of, self._stale.get(peer, ())))
+
+    def nlris(self, peer: Address) -> Set[Nlri]:
+        """The peer's prefixes; a view."""
+        return self._tables.get(peer, {}).keys()
+
+    def stale_nlris(self, peer: Address) -> Set[Nlri]:
+        """Those that are stale; not a copy."""
+        return self._stale.get(peer, set())
+
+    def stale_count(self, peer: Address) -> int:
+        """How many they are."""
+        return len(self._stale.get(peer, ()))
 
     def paths(self) -> Mapping[tuple[Address, Prefix], Path]:
         """A copy of everything, stale paths included: the caller may await while it looks."""
-        return {
-            (peer, prefix): path
-            for peer, table in self._tables.items()
-            for prefix, path in table.items()
-        }
+        return {(peer, prefix): path for peer in self._tables for prefix, path in self._paths(peer)}
 
 
-def _next_hops(paths: Iterable[Path]) -> set[Address]:
-    """By identity first: hashing 100,000 addresses takes longer than moving as many routes."""
-    return set({id(hop): hop for hop in map(_next_hop, paths)}.values())
-
-
-_next_hop = attrgetter("next_hop")
+def _next_hops(attributes: Iterable[PathAttributes]) -> set[Address]:
+    return {each.next_hop for each in set(attributes)}

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from bgp.adj_rib import AttributeSets
 from bgp.exabgp_api import MAX_LINE_BYTES, Answered, Hello, RawUpdates, Text, decode
 from bgp.exabgp_commands import PROBE_ONE, PROBE_ZERO, RESET, ProtocolError
 from bgp.paths import Event
@@ -62,8 +63,13 @@ class Conversation:
         *,
         on_event: Callable[[Event], None],
         on_garbage: Callable[[str], None],
+        attributes: AttributeSets | None = None,
     ) -> None:
-        """``on_event`` gets every event in order; ``on_garbage`` a sentence per unreadable line."""
+        """``on_event`` gets every event in order; ``on_garbage`` a sentence per unreadable line.
+
+        Args:
+            attributes: those of the Adj-RIB-In that the events are for.
+        """
         self._reader = reader
         self._writer = writer
         self._on_event = on_event
@@ -74,7 +80,7 @@ class Conversation:
         self._answer_lines = 0
         self._lost: str | None = None
         self._probe: tuple[tuple[int, ...], asyncio.Future[None]] | None = None
-        self._updates = UpdateDecoder()
+        self._updates = UpdateDecoder(attributes)
         self._seen_bits: collections.deque[int] = collections.deque(maxlen=PROBE_BITS)
 
     async def hello(self) -> Hello:
@@ -167,7 +173,9 @@ class Conversation:
         try:
             line = decode(raw)
             if isinstance(line, RawUpdates):
-                line = tuple(self._updates.decode(line.peer, line.raw, is_ebgp=line.is_ebgp))
+                for event in self._updates.decode(line.peer, line.raw, is_ebgp=line.is_ebgp):
+                    self._on_event(event)
+                return
         except ProtocolError as error:
             # Skipped, not fatal: an UPDATE that we cannot read once, we cannot read after a
             # reconnect either, and reconnecting for ever would hold up every other peer.

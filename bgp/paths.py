@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -134,6 +135,44 @@ class Path:
     """CLUSTER_LIST (RFC 4456), the reflectors it has passed, last one first; empty on eBGP."""
 
 
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class PathAttributes:
+    """All of a Path but its prefix: what one peer says alike of many prefixes.
+
+    There is one object of a kind (``adj_rib.AttributeSets``): two are equal when they are the same
+    one, so that a hundred thousand routes are compared, and decided on, by identity.
+    """
+
+    peer: Address
+    next_hop: Address
+    as_path: tuple[int, ...] = ()
+    as_path_length: int = 0
+    origin: Origin = Origin.INCOMPLETE
+    med: int | None = None
+    local_pref: int | None = None
+    communities: tuple[str, ...] = ()
+    large_communities: tuple[str, ...] = ()
+    originator_id: IPv4Address | None = None
+    cluster_list: tuple[IPv4Address, ...] = ()
+
+    def path(self, prefix: Prefix) -> Path:
+        """The path to ``prefix`` with these attributes."""
+        return Path(
+            self.peer,
+            prefix,
+            self.next_hop,
+            self.as_path,
+            self.as_path_length,
+            self.origin,
+            self.med,
+            self.local_pref,
+            self.communities,
+            self.large_communities,
+            self.originator_id,
+            self.cluster_list,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class GracefulRestart:
     """A peer's graceful restart capability (RFC 4724 section 3), for the families we speak.
@@ -198,6 +237,16 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True)
+class RouteBatch:
+    """What several UPDATEs of ``peer`` say together: the last word on each prefix, by its key
+    (``bgp.nlri``); None is withdrawn, or refused as one of ``rejected``."""
+
+    peer: Address
+    routes: Mapping[bytes, PathAttributes | None]
+    rejected: tuple[Rejection, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class EndOfRib:
     """``peer`` has sent all it had of ``family`` (RFC 4724 section 2)."""
 
@@ -232,6 +281,7 @@ Event = (
     | SessionDown
     | Connected
     | Update
+    | RouteBatch
     | EndOfRib
     | RefreshEnd
     | Notification

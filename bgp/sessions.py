@@ -20,9 +20,10 @@ import collections
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 
-from bgp.adj_rib import AdjRibIn
+from bgp.adj_rib import AdjRibIn, AttributeSets
 from bgp.exabgp_api import SHUTTING_DOWN, NeighborState
 from bgp.judgement import NEXT_HOP_LINK_LOCAL
+from bgp.nlri import Nlri, family_of, nlri_of
 from bgp.paths import (
     Address,
     EndOfRib,
@@ -35,6 +36,7 @@ from bgp.paths import (
     Prefix,
     RefreshEnd,
     Rejection,
+    RouteBatch,
     SessionDown,
     SessionState,
     SessionUp,
@@ -90,14 +92,15 @@ class Sessions:
     """All sessions and the Adj-RIB-In. One task calls it."""
 
     def __init__(self) -> None:
-        self.rib = AdjRibIn()
+        self.attributes = AttributeSets()
+        self.rib = AdjRibIn(attributes=self.attributes)
         self._sessions: dict[Address, _Session] = {}
         self._rejections: collections.deque[RejectedRoute] = collections.deque(
             maxlen=MAX_REJECTIONS
         )
         self._configured: frozenset[Address] | None = None
         self._helped: frozenset[Address] = frozenset()
-        self._touched: set[tuple[Address, Prefix]] | None = None
+        self._touched: dict[Address, set[Nlri]] | None = None
         self._bounced: set[Address] = set()
         self._is_current = False
 
@@ -110,7 +113,7 @@ class Sessions:
                 session.status,
                 end_of_rib=set(session.status.end_of_rib),
                 routes_received=self.rib.count(peer),
-                routes_stale=len(self.rib.stale(peer)),
+                routes_stale=self.rib.stale_count(peer),
             )
             for peer, session in self._sessions.items()
         }
@@ -187,7 +190,7 @@ class Sessions:
         peer = event.peer
         if peer is None or (self._configured is not None and peer not in self._configured):
             return None
-        if isinstance(event, Update):
+        if isinstance(event, Update | RouteBatch):
             return self._update(event, now_s)
         session = self._session(peer)
         if isinstance(event, Opened):
@@ -227,7 +230,7 @@ class Sessions:
 
     def begin_read_back(self) -> None:
         """From here on events are remembered, so that reports older than they lose."""
-        self._touched = set()
+        self._touched = {}
         self._bounced = set()
 
     def read_back(
@@ -251,7 +254,7 @@ class Sessions:
         Returns:
             For which (peer, family) the peer must be asked to send its routes again.
         """
-        touched, self._touched = self._touched or set(), None
+        touched, self._touched = self._touched or {}, None
         reported = {state.peer: state for state in states if self._is_ours(state.peer)}
         for state in reported.values():
             self._correct(state, now_s)
@@ -265,15 +268,19 @@ class Sessions:
             if self.is_established(peer) and whole is not None and peer not in whole:
                 again |= self._to_ask_again(peer, now_s)
             elif self.is_established(peer):
-                entries = [e for e in by_peer.get(peer, ()) if (peer, e.prefix) not in touched]
-                keep = {prefix for owner, prefix in touched if owner == peer}
+                keep = set(touched.get(peer, ()))
+                entries = [
+                    entry
+                    for entry in by_peer.get(peer, ())
+                    if entry.prefix is None or nlri_of(entry.prefix) not in keep
+                ]
+                heard = {nlri_of(entry.prefix) for entry in entries if entry.prefix is not None}
                 if not is_same_exabgp:
                     # What the new ExaBGP has not heard again yet stays stale, until End-of-RIB.
-                    heard = {entry.prefix for entry in entries}
-                    keep |= {prefix for prefix in self.rib.table(peer) if prefix not in heard}
+                    keep |= self.rib.nlris(peer) - heard
                 elif self._session(peer).is_peer_restarting:
                     # So does what a peer that is just back has not said again.
-                    keep |= self.rib.stale(peer) - {entry.prefix for entry in entries}
+                    keep |= self.rib.stale_nlris(peer) - heard
                 again |= self._correct_table(peer, entries, keep=keep, now_s=now_s)
             elif is_same_exabgp and not self._session(peer).is_peer_restarting:
                 self.rib.drop(peer)
@@ -393,10 +400,7 @@ class Sessions:
             # What is stale still has waited through one restart; there is no second.
             self.rib.sweep(peer)
             self._forget_staleness(session)
-            self.rib.mark_stale(
-                peer, [p for p in self.rib.table(peer) if Family.of(p) not in families]
-            )
-            self.rib.sweep(peer)
+            self.rib.keep_families(peer, families)
             if self.rib.count(peer):
                 self._mark_stale(peer, now_s)
                 offer = opened.graceful_restart if opened is not None else None
@@ -415,18 +419,13 @@ class Sessions:
         # The OPEN came before this agent did; ExaBGP tells that the capability was in it, no more.
         return (session.negotiated or frozenset()) if session.has_graceful_restart else frozenset()
 
-    def _update(self, update: Update, now_s: float) -> str | None:
+    def _update(self, update: Update | RouteBatch, now_s: float) -> str | None:
         session = self._session(update.peer)
         session.last_update_s = now_s
+        batch = update if isinstance(update, RouteBatch) else self.rib.batch_of(update)
         if self._touched is not None:
-            self._touched.update((update.peer, path.prefix) for path in update.announced)
-            self._touched.update((update.peer, prefix) for prefix in update.withdrawn)
-            self._touched.update(
-                (update.peer, rejection.prefix)
-                for rejection in update.rejected
-                if rejection.prefix is not None
-            )
-        changed, rejections = self.rib.apply(update)
+            self._touched.setdefault(update.peer, set()).update(batch.routes)
+        changed, rejections = self.rib.apply(batch)
         self._reject(update.peer, rejections)
         return f"update:{update.peer}" if changed else None
 
@@ -471,28 +470,25 @@ class Sessions:
         peer: Address,
         entries: list[Path | Rejection],
         *,
-        keep: set[Prefix],
+        keep: set[Nlri],
         now_s: float,
     ) -> set[tuple[Address, Family]]:
-        table = self.rib.table(peer)
-        stale = self.rib.stale(peer)
         paths = [entry for entry in entries if isinstance(entry, Path)]
         rejected = [entry for entry in entries if isinstance(entry, Rejection)]
         hopless = {
-            entry.prefix
+            nlri_of(entry.prefix)
             for entry in rejected
             if entry.prefix is not None and entry.reason == NEXT_HOP_LINK_LOCAL
         }
         self._reject(peer, (r for r in rejected if r.reason != NEXT_HOP_LINK_LOCAL))
-        kept = {p: path for p, path in table.items() if p in keep or p in hopless}
-        self.rib.replace(peer, [*paths, *kept.values()])
-        still_stale = {p for p in kept if p in hopless or (p in stale and p in keep)}
+        still_stale = (self.rib.stale_nlris(peer) & keep) | (self.rib.nlris(peer) & hopless)
+        self.rib.replace(peer, paths, keep=keep | hopless)
         self.rib.mark_stale(peer, still_stale)
         session = self._session(peer)
         if still_stale:
             session.stale_since_s = session.stale_since_s or now_s
         else:
             self._forget_staleness(session)
-        families = {Family.of(prefix) for prefix in hopless}
+        families = {family_of(nlri) for nlri in hopless}
         session.refreshing |= families
         return {(peer, family) for family in families}

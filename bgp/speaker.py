@@ -36,6 +36,7 @@ from bgp.conf_file import ConfFile
 from bgp.conversation import Conversation, ConversationLost
 from bgp.exabgp_api import Hello
 from bgp.exabgp_commands import ProtocolError
+from bgp.nlri import prefix_of
 from bgp.paths import (
     Address,
     Advertisement,
@@ -172,7 +173,11 @@ class Speaker:
 
     def take_changes(self) -> Mapping[Prefix, tuple[Path, ...]] | None:
         """Each prefix whose paths changed since the last call, with all it has; None: any may."""
-        return self._beliefs.rib.take_changes()
+        changes = self._beliefs.rib.take_changes()
+        if changes is None:
+            return None
+        prefixes = {prefix_of(nlri): said for nlri, said in changes.items()}
+        return {p: tuple(each.path(p) for each in said) for p, said in prefixes.items()}
 
     def take_lost_next_hops(self) -> frozenset[Address]:
         """The next hops that went with a session or a sweep since the last call, and that no path
@@ -390,7 +395,11 @@ class Speaker:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         conversation = Conversation(
-            reader, writer, on_event=self._on_event, on_garbage=self._on_garbage
+            reader,
+            writer,
+            on_event=self._on_event,
+            on_garbage=self._on_garbage,
+            attributes=self._beliefs.attributes,
         )
         try:
             hello = await conversation.hello()

@@ -6,18 +6,32 @@ judges it by the same rules as what ExaBGP decoded (judgement.py), and is compar
 decoder on whatever passes it (tests/property/test_exabgp_hotpath.py). Four-byte AS numbers only:
 ExaBGP decodes the rest itself.
 
-An attribute block is judged once and remembered: a table of 100,000 routes has a few hundred.
+An attribute block is judged once and remembered: a table of 100,000 routes has a few hundred. What
+several UPDATEs say becomes one event, the last word on each prefix, for at one route an UPDATE an
+object each is what a table's arrival would be spent on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
 
+from bgp.adj_rib import AttributeSets
 from bgp.exabgp_commands import ProtocolError
 from bgp.judgement import Attributes, judge_attributes, judge_path
-from bgp.paths import Address, EndOfRib, Event, Family, Path, Prefix, Rejection, Update
+from bgp.nlri import BadNlri, Nlri, prefix_of, split
+from bgp.paths import (
+    Address,
+    EndOfRib,
+    Event,
+    Family,
+    Path,
+    PathAttributes,
+    Rejection,
+    RouteBatch,
+)
 
 MAX_REMEMBERED = 20_000
 """Attribute blocks; beyond, all are forgotten and judged again as they come."""
@@ -26,210 +40,287 @@ _SEGMENTS = {1: "as-set", 2: "as-sequence"}
 _EXTENDED_LENGTH = 0x10
 _MP_REACH, _MP_UNREACH = 14, 15
 _FAMILIES = {b"\x00\x01\x01": Family.IPV4, b"\x00\x02\x01": Family.IPV6}
+_SAMPLES = {Family.IPV4: prefix_of(bytes(5)), Family.IPV6: prefix_of(bytes(17))}
+"""A prefix of each family, to judge next hops by."""
+
+Judged = PathAttributes | str
+"""What routes with some attributes and next hop become; or why they are refused."""
+
+
+class _Batch:
+    """What one peer's UPDATEs have said so far."""
+
+    __slots__ = ("rejected", "routes")
+
+    def __init__(self) -> None:
+        self.routes: dict[Nlri, PathAttributes | None] = {}
+        self.rejected: list[Rejection] = []
+
+    def withdraw(self, nlris: list[Nlri]) -> None:
+        self.routes.update(dict.fromkeys(nlris))
+
+    def refuse(self, nlris: list[Nlri], reason: str) -> None:
+        self.withdraw(nlris)
+        self.rejected += [Rejection(prefix_of(nlri), reason) for nlri in nlris]
+
+    def announce(self, nlris: list[Nlri], judged: Judged) -> None:
+        if isinstance(judged, str):
+            self.refuse(nlris, judged)
+        else:
+            self.routes.update(dict.fromkeys(nlris, judged))
+
+    def taken(self, peer: Address) -> RouteBatch | None:
+        """What is there, as an event; it begins anew."""
+        if not self.routes and not self.rejected:
+            return None
+        event = RouteBatch(peer, self.routes, tuple(self.rejected))
+        self.routes, self.rejected = {}, []
+        return event
 
 
 class UpdateDecoder:
-    """Remembers attribute blocks. One for all peers."""
+    """Remembers attribute blocks. One for all peers.
 
-    def __init__(self) -> None:
+    Args:
+        attributes: who gives the one object for each set of attributes.
+    """
+
+    def __init__(self, attributes: AttributeSets | None = None) -> None:
+        self._sets = attributes or AttributeSets()
         self._blocks: dict[tuple[bool, bytes], Attributes | str] = {}
-        self._next_hops: dict[tuple[int, bytes], Address | str] = {}
+        self._plain: dict[tuple[Address, bool], dict[bytes, Judged]] = {}
+        """Of blocks without the attributes of RFC 4760, whose own next hop counts."""
+        self._reach: dict[tuple[Address, bool], dict[tuple[bytes, ...], Judged]] = {}
+        """Of blocks with an MP_REACH_NLRI: (what is before it, its head, what follows)."""
+        self._reach_at: dict[tuple[Address, bool], int] = {}
+        """Where in the block it was found the last time: a guess."""
+        self._remembered = 0
 
     def decode(self, peer: Address, raw: bytes, *, is_ebgp: bool) -> Iterator[Event]:
         """The events of several UPDATEs, each after its length as in its header (19 + body).
 
         Raises:
-            ProtocolError: a length leads out of the bytes.
+            ProtocolError: a length leads out of the bytes; what came before it is told first.
         """
+        batch = _Batch()
+        try:
+            for end in self._decode(peer, raw, is_ebgp, batch):
+                if (event := batch.taken(peer)) is not None:
+                    yield event
+                yield end
+        except BadNlri as error:
+            if (event := batch.taken(peer)) is not None:
+                yield event
+            raise ProtocolError(f"{peer}: {error}") from None
+        if (event := batch.taken(peer)) is not None:
+            yield event
+
+    def _decode(
+        self, peer: Address, raw: bytes, is_ebgp: bool, batch: _Batch
+    ) -> Iterator[EndOfRib]:
+        """Fills ``batch``; yields where an End-of-RIB parts what is before and after it."""
+        plain = self._plain.setdefault((peer, is_ebgp), {})
+        routes = batch.routes
         offset, size = 0, len(raw)
         while offset < size:
             end = offset + int.from_bytes(raw[offset : offset + 2], "big") - 17
             if end > size or end < offset + 6:
-                raise ProtocolError(f"{peer}: an UPDATE of {end - offset} bytes at {offset}")
-            yield self._update(peer, raw[offset + 2 : end], is_ebgp)
+                raise BadNlri(f"an UPDATE of {end - offset} bytes at {offset}")
+            # A cluster's blocks, one an UPDATE: attributes that are known, one /25 or longer.
+            stop = offset + 6 + (raw[offset + 4] << 8 | raw[offset + 5])
+            if stop + 5 == end and not raw[offset + 2] and not raw[offset + 3]:
+                judged = plain.get(raw[offset + 6 : stop])
+                length = raw[stop]
+                if (
+                    judged.__class__ is PathAttributes
+                    and 25 <= length <= 32
+                    and not raw[end - 1] & (0xFF >> (length - 24))
+                ):
+                    routes[raw[stop:end]] = judged
+                    offset = end
+                    continue
+            ended = self._update(peer, raw[offset + 2 : end], is_ebgp, batch)
+            if ended is not None:
+                yield EndOfRib(peer, ended)
+            routes = batch.routes
             offset = end
 
-    def _update(self, peer: Address, body: bytes, is_ebgp: bool) -> Event:
+    def _update(self, peer: Address, body: bytes, is_ebgp: bool, batch: _Batch) -> Family | None:
+        """One UPDATE into ``batch``; the family whose End-of-RIB it is."""
         start = 4 + int.from_bytes(body[:2], "big")
         end = start + int.from_bytes(body[start - 2 : start], "big")
         if end > len(body):
-            raise ProtocolError(f"{peer}: an UPDATE whose fields exceed its {len(body)} bytes")
-        gone = list(_prefixes(body, 2, start - 2, Family.IPV4))
-        block, hops = body[start:end], b""
-        announced = list(_prefixes(body, end, len(body), Family.IPV4))
-        found = self._blocks.get((is_ebgp, block))
+            raise BadNlri(f"an UPDATE whose fields exceed its {len(body)} bytes")
+        gone, unsound = split(body, 2, start - 2, Family.IPV4)
+        announced, odd = split(body, end, len(body), Family.IPV4)
+        block = body[start:end]
+        if not (block or gone or announced or unsound or odd):
+            return Family.IPV4
+        found = self._plain[peer, is_ebgp].get(block)
+        reach: tuple[Judged, list[Nlri], list[Nlri]] | None = None
         if found is None:
-            plain, reach, unreach = _split(peer, block)
-            if unreach is not None:
-                family = _FAMILIES.get(unreach[:3])
+            if not (gone or announced or unsound or odd):
+                guessed = self._guess_reach(peer, block, is_ebgp)
+                if guessed is not None:
+                    batch.refuse(guessed[2], "host-bits")
+                    batch.announce(guessed[1], guessed[0])
+                    return None
+            parts = _split(block)
+            if parts.unreach is not None:
+                family = _FAMILIES.get(parts.unreach[:3])
                 if family is None:
-                    return Update(peer, rejected=(Rejection(None, "unknown-family"),))
-                gone += _prefixes(unreach, 3, len(unreach), family)
-                if not gone and not announced and not plain:
-                    return EndOfRib(peer, family)
-            if reach is not None:
-                return self._reach(peer, plain, reach, announced, gone, is_ebgp)
-            found = self._judge(plain, is_ebgp)
-            if unreach is None:
-                self._remember(is_ebgp, block, found)
-        if not announced:
-            if not gone:
-                return EndOfRib(peer, Family.IPV4)
-            return self._routes(peer, [], b"", found, gone)
-        hops = next((value for kind, value in _attributes(peer, block) if kind == 3), b"")
-        return self._routes(peer, announced, hops, found, gone)
+                    batch.rejected.append(Rejection(None, "unknown-family"))
+                    return None
+                more, worse = split(parts.unreach, 3, len(parts.unreach), family)
+                if not any((gone, unsound, more, worse, announced, odd, parts.plain)):
+                    return family
+                gone, unsound = gone + more, unsound + worse
+            attributes = self._attributes_of(parts.plain, is_ebgp)
+            if parts.reach is not None:
+                reach = self._reached(peer, parts, attributes, is_ebgp)
+                if reach is None:
+                    batch.rejected.append(Rejection(None, "unknown-family"))
+                    return None
+            hops = next((v for kind, v in _attributes(parts.plain) if kind == 3), b"")
+            found = self._judged(peer, attributes, hops, Family.IPV4)
+            if parts.reach is None and parts.unreach is None:
+                self._remember()
+                self._plain.setdefault((peer, is_ebgp), {})[block] = found
+        # Withdrawals first: a prefix in both fields is announced (RFC 4271 section 4.3).
+        batch.withdraw(gone)
+        for nlris in (unsound, odd, reach[2] if reach else []):
+            batch.refuse(nlris, "host-bits")
+        batch.announce(announced, found)
+        if reach is not None:
+            batch.announce(reach[1], reach[0])
+        return None
 
-    def _reach(
-        self,
-        peer: Address,
-        plain: bytes,
-        reach: bytes,
-        announced: list[Prefix | Rejection],
-        gone: list[Prefix | Rejection],
-        is_ebgp: bool,
-    ) -> Event:
+    def _guess_reach(
+        self, peer: Address, block: bytes, is_ebgp: bool
+    ) -> tuple[Judged, list[Nlri], list[Nlri]] | None:
+        """The routes of a block whose parts are all known, its MP_REACH_NLRI where the last was.
+
+        What is before it is compared as a whole with what was found to be whole attributes, so that
+        a wrong guess finds nothing.
+        """
+        key = peer, is_ebgp
+        at = self._reach_at.get(key)
+        if at is None or at + 9 > len(block) or block[at + 1] != _MP_REACH:
+            return None
+        if block[at] & _EXTENDED_LENGTH:
+            start, size = at + 4, block[at + 2] << 8 | block[at + 3]
+        else:
+            start, size = at + 3, block[at + 2]
+        stop = start + size
+        nlris_at = start + 5 + block[start + 3]
+        if stop > len(block) or nlris_at > stop:
+            return None
+        head = block[start:nlris_at]
+        judged = self._reach[key].get((block[:at], head, block[stop:]))
+        if judged is None:
+            return None
+        return (judged, *split(block, nlris_at, stop, _FAMILIES[head[:3]]))
+
+    def _reached(
+        self, peer: Address, parts: _Parts, attributes: Attributes | str, is_ebgp: bool
+    ) -> tuple[Judged, list[Nlri], list[Nlri]] | None:
+        """What MP_REACH_NLRI says: (judged, prefixes, prefixes with host bits); None: of a family
+        that we do not know."""
+        reach = parts.reach or b""
         family = _FAMILIES.get(reach[:3])
         if family is None or len(reach) < 5 + reach[3]:
-            return Update(peer, rejected=(Rejection(None, "unknown-family"),))
-        hops = reach[4 : 4 + reach[3]]
-        prefixes = list(_prefixes(reach, 5 + reach[3], len(reach), family))
-        found = self._blocks.get((is_ebgp, plain))
+            return None
+        head = reach[: 5 + reach[3]]
+        judged = self._judged(peer, attributes, head[4:-1], family)
+        if parts.unreach is None:
+            key = peer, is_ebgp
+            self._remember()
+            self._reach.setdefault(key, {})[parts.before, head, parts.after] = judged
+            self._reach_at[key] = len(parts.before)
+        return (judged, *split(reach, len(head), len(reach), family))
+
+    def _attributes_of(self, block: bytes, is_ebgp: bool) -> Attributes | str:
+        found = self._blocks.get((is_ebgp, block))
         if found is None:
-            found = self._judge(plain, is_ebgp)
-            self._remember(is_ebgp, plain, found)
-        event = self._routes(peer, prefixes, hops, found, gone)
-        if announced:
-            # Both fields in one message: RFC 7606 forbids it, and nobody sends it.
-            own = next((value for kind, value in _attributes(peer, plain) if kind == 3), b"")
-            other = self._routes(peer, announced, own, found, [])
-            return Update(
-                peer,
-                event.announced + other.announced,
-                event.withdrawn,
-                event.rejected + other.rejected,
-            )
-        return event
+            found = judge_attributes(_words(block), is_ebgp=is_ebgp)
+            self._remember()
+            self._blocks[is_ebgp, block] = found
+        return found
 
-    def _routes(
-        self,
-        peer: Address,
-        prefixes: list[Prefix | Rejection],
-        hops: bytes,
-        found: Attributes | str,
-        gone: list[Prefix | Rejection],
-    ) -> Update:
-        announced: list[Path] = []
-        rejected = [each for each in (*prefixes, *gone) if isinstance(each, Rejection)]
-        withdrawn = tuple(each for each in gone if not isinstance(each, Rejection))
-        good = (
-            [each for each in prefixes if not isinstance(each, Rejection)] if rejected else prefixes
-        )
-        if isinstance(found, str):
-            rejected += [Rejection(prefix, found) for prefix in good]  # type: ignore[arg-type]
-            return Update(peer, (), withdrawn, tuple(rejected))
-        origin, as_path, length = found.origin, found.as_path, found.as_path_length
-        for prefix in good:
-            hop = self._next_hop(peer, prefix, hops, found)  # type: ignore[arg-type]
-            if isinstance(hop, str):
-                rejected.append(Rejection(prefix, hop))  # type: ignore[arg-type]
-                continue
-            announced.append(
-                Path(
-                    peer,
-                    prefix,  # type: ignore[arg-type]
-                    hop,
-                    as_path,
-                    length,
-                    origin,
-                    found.med,
-                    found.local_pref,
-                    found.communities,
-                    found.large_communities,
-                    found.originator_id,
-                    found.cluster_list,
-                )
-            )
-        return Update(peer, tuple(announced), withdrawn, tuple(rejected))
+    def _judged(
+        self, peer: Address, attributes: Attributes | str, hops: bytes, family: Family
+    ) -> Judged:
+        if isinstance(attributes, str):
+            return attributes
+        size = 4 if len(hops) == 4 else 16
+        texts: list[object] = [
+            str(ip_address(hops[at : at + size]))
+            for at in range(0, len(hops), size)
+            if at + size <= len(hops)
+        ]
+        path = judge_path(peer, _SAMPLES[family], texts or [None], attributes)
+        return self._sets.of(path) if isinstance(path, Path) else path.reason
 
-    def _next_hop(
-        self, peer: Address, prefix: Prefix, hops: bytes, found: Attributes
-    ) -> Address | str:
-        key = prefix.version, hops
-        known = self._next_hops.get(key)
-        if known is None:
-            size = 4 if len(hops) == 4 else 16
-            texts: list[object] = [
-                str(ip_address(hops[at : at + size])) for at in range(0, len(hops), size)
-            ]
-            judged = judge_path(peer, prefix, texts or [None], found)
-            known = judged.reason if isinstance(judged, Rejection) else judged.next_hop
-            if len(self._next_hops) >= MAX_REMEMBERED:
-                self._next_hops.clear()
-            self._next_hops[key] = known
-        return known
-
-    def _judge(self, block: bytes, is_ebgp: bool) -> Attributes | str:
-        return judge_attributes(_words(block), is_ebgp=is_ebgp)
-
-    def _remember(self, is_ebgp: bool, block: bytes, found: Attributes | str) -> None:
-        if len(self._blocks) >= MAX_REMEMBERED:
+    def _remember(self) -> None:
+        self._remembered += 1
+        if self._remembered > MAX_REMEMBERED:
+            self._remembered = 0
             self._blocks.clear()
-        self._blocks[is_ebgp, block] = found
+            # Emptied, not replaced: the loop that fills a batch holds on to one of them.
+            for plain in self._plain.values():
+                plain.clear()
+            for reach in self._reach.values():
+                reach.clear()
 
 
-def _attributes(peer: object, block: bytes) -> Iterator[tuple[int, bytes]]:
+def _attributes(block: bytes) -> Iterator[tuple[int, bytes]]:
     """(type, value) of each path attribute."""
     offset, size = 0, len(block)
     while offset < size:
         head = 4 if block[offset] & _EXTENDED_LENGTH else 3
         if offset + head > size:
-            raise ProtocolError(f"{peer}: a path attribute cut short")
+            raise BadNlri("a path attribute cut short")
         end = offset + head + int.from_bytes(block[offset + 2 : offset + head], "big")
         if end > size:
-            raise ProtocolError(f"{peer}: a path attribute cut short")
+            raise BadNlri("a path attribute cut short")
         yield block[offset + 1], block[offset + head : end]
         offset = end
 
 
-def _split(peer: Address, block: bytes) -> tuple[bytes, bytes | None, bytes | None]:
-    """(the attributes without the two of RFC 4760, MP_REACH_NLRI, MP_UNREACH_NLRI)."""
-    plain = b""
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """An attribute block: without the two of RFC 4760 (``plain``), those two, and what stands
+    before and after MP_REACH_NLRI."""
+
+    plain: bytes
+    reach: bytes | None
+    unreach: bytes | None
+    before: bytes
+    after: bytes
+
+
+def _split(block: bytes) -> _Parts:
+    plain = before = after = b""
     multiprotocol: dict[int, bytes] = {}
     offset = 0
-    for kind, value in _attributes(peer, block):
+    for kind, value in _attributes(block):
         end = offset + (4 if block[offset] & _EXTENDED_LENGTH else 3) + len(value)
         if kind in (_MP_REACH, _MP_UNREACH):
             multiprotocol[kind] = value
+            if kind == _MP_REACH:
+                before, after = block[:offset], block[end:]
         else:
             plain += block[offset:end]
         offset = end
-    return plain, multiprotocol.get(_MP_REACH), multiprotocol.get(_MP_UNREACH)
-
-
-def _prefixes(data: bytes, start: int, end: int, family: Family) -> Iterator[Prefix | Rejection]:
-    make: type[IPv4Network] | type[IPv6Network]
-    make, size = (IPv4Network, 4) if family is Family.IPV4 else (IPv6Network, 16)
-    bits = size * 8
-    offset = start
-    while offset < end:
-        length = data[offset]
-        stop = offset + 1 + ((length + 7) >> 3)
-        if length > bits or stop > end:
-            raise ProtocolError(f"a prefix of {length} bits at {offset} of {end}")
-        number = int.from_bytes(data[offset + 1 : stop], "big") << (
-            bits - ((stop - offset - 1) << 3)
-        )
-        if number & ((1 << (bits - length)) - 1):
-            yield Rejection(make((number, length), strict=False), "host-bits")
-        else:
-            yield make((number, length))
-        offset = stop
+    return _Parts(
+        plain, multiprotocol.get(_MP_REACH), multiprotocol.get(_MP_UNREACH), before, after
+    )
 
 
 def _words(block: bytes) -> dict[str, Any]:
     """The attributes in the words of ExaBGP's JSON, which is what judge_attributes reads."""
     words: dict[str, Any] = {}
-    for kind, value in _attributes("", block):
+    for kind, value in _attributes(block):
         if kind == 1:
             words["origin"] = {b"\0": "igp", b"\1": "egp", b"\2": "incomplete"}.get(value, "?")
         elif kind == 2:

@@ -28,6 +28,7 @@ from exabgp.reactor.protocol import Protocol
 from bgp.exabgp_api import RawUpdates, decode
 from bgp.paths import Event
 from bgp.update_decoder import UpdateDecoder
+from tests.fakes.said import in_words
 
 BGP = Path(__file__).parent.parent.parent / "bgp"
 
@@ -149,7 +150,7 @@ class Session:
         for line in self.lines:
             said = decode(line.encode())
             if isinstance(said, RawUpdates):
-                found += decoder.decode(said.peer, said.raw, is_ebgp=said.is_ebgp)
+                found += in_words(decoder.decode(said.peer, said.raw, is_ebgp=said.is_ebgp))
             else:
                 assert isinstance(said, tuple)
                 found += said

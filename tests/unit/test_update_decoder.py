@@ -22,6 +22,7 @@ from tests.fakes.bgp_wire import (
     unreach,
     update,
 )
+from tests.fakes.said import in_words
 
 PEER = ip_address("192.0.2.2")
 GLOBAL, LINK_LOCAL = ip_address("2001:db8::2"), ip_address("fe80::2")
@@ -32,7 +33,7 @@ def framed(*bodies: bytes) -> bytes:
 
 
 def decoded(*bodies: bytes, is_ebgp: bool = True) -> list[object]:
-    return list(UpdateDecoder().decode(PEER, framed(*bodies), is_ebgp=is_ebgp))
+    return list(in_words(UpdateDecoder().decode(PEER, framed(*bodies), is_ebgp=is_ebgp)))
 
 
 def test_a_route_with_all_that_we_use():
@@ -82,8 +83,7 @@ def test_withdrawals_and_ends_of_rib():
         END_OF_RIB,
         END_OF_RIB_V6,
     ) == [
-        Update(PEER, withdrawn=(ip_network("10.0.0.0/26"),)),
-        Update(PEER, withdrawn=(ip_network("fd00::/122"),)),
+        Update(PEER, withdrawn=(ip_network("10.0.0.0/26"), ip_network("fd00::/122"))),
         EndOfRib(PEER, Family.IPV4),
         EndOfRib(PEER, Family.IPV6),
     ]
@@ -110,8 +110,8 @@ def test_the_same_block_means_something_else_to_an_internal_peer():
     """What is remembered is remembered for one kind of session."""
     decoder = UpdateDecoder()
     raw = framed(update(nlri("10.0.0.0/26"), path_attributes()))
-    (external,) = decoder.decode(PEER, raw, is_ebgp=True)
-    (internal,) = decoder.decode(PEER, raw, is_ebgp=False)
+    (external,) = in_words(decoder.decode(PEER, raw, is_ebgp=True))
+    (internal,) = in_words(decoder.decode(PEER, raw, is_ebgp=False))
     assert isinstance(external, Update)
     assert isinstance(internal, Update)
     assert (len(external.announced), len(internal.announced)) == (0, 1)
@@ -122,6 +122,60 @@ def test_any_bytes_are_events_or_a_protocol_error(body: bytes, is_framed: bool):
     """And nothing else: the agent's life does not hang on ExaBGP's bytes."""
     with contextlib.suppress(ProtocolError):
         list(UpdateDecoder().decode(PEER, framed(body) if is_framed else body, is_ebgp=True))
+
+
+def test_the_last_word_on_a_prefix_counts():
+    """Announced by others, withdrawn, announced again, all in what is decoded at once."""
+    a, b = path_attributes(1), path_attributes(2)
+    one, two = nlri("10.0.0.0/26"), nlri("10.0.0.64/26")
+    (event,) = decoded(
+        update(one + two, a), update(one, b), update(withdrawn=two), update(two, b),
+        update(withdrawn=one),
+    )  # fmt: skip
+    assert isinstance(event, Update)
+    assert [(path.prefix, path.as_path) for path in event.announced] == [
+        (ip_network("10.0.0.64/26"), (2,))
+    ]
+    assert event.withdrawn == (ip_network("10.0.0.0/26"),)
+
+
+def test_an_end_of_rib_parts_what_is_before_it_from_what_follows():
+    """Whoever concludes something from it must have heard all that came before."""
+    a = update(nlri("10.0.0.0/26"), path_attributes(1))
+    b = update(nlri("10.0.0.64/26"), path_attributes(1))
+    kinds = [type(event) for event in decoded(a, END_OF_RIB, b)]
+    assert kinds == [Update, EndOfRib, Update]
+
+
+def test_what_comes_before_unreadable_bytes_is_told():
+    """An UPDATE that was whole is not lost with the one after it."""
+    raw = framed(update(nlri("10.0.0.0/26"), path_attributes(1))) + b"\0\5rest"
+    events = UpdateDecoder().decode(PEER, raw, is_ebgp=True)
+    (first,) = in_words([next(events)])
+    assert isinstance(first, Update)
+    assert len(first.announced) == 1
+    with pytest.raises(ProtocolError):
+        next(events)
+
+
+def test_ipv6_blocks_are_known_again_wherever_their_prefixes_are():
+    """One prefix, three, with host bits, another next hop: as if each came first."""
+    rest = path_attributes(1, next_hop=None)
+    other = ip_address("2001:db8::3")
+    bodies = [
+        update(attributes=reach(GLOBAL.packed, nlri("fd00::/122")) + rest),
+        update(attributes=reach(GLOBAL.packed, nlri("fd00::40/122") + nlri("fd00::/64")) + rest),
+        update(attributes=reach(other.packed, nlri("fd00::80/122")) + rest),
+        update(attributes=reach(GLOBAL.packed, bytes([122]) + bytes(15) + b"\1") + rest),
+        update(attributes=rest + reach(GLOBAL.packed, nlri("fd00::c0/122"))),
+    ]
+    decoder = UpdateDecoder()
+    for body in bodies:
+        (known,) = in_words(decoder.decode(PEER, framed(body), is_ebgp=True))
+        (fresh,) = decoded(body)
+        assert known == fresh
+        assert isinstance(known, Update)
+        assert known.announced or known.rejected
 
 
 def test_a_length_that_leads_out_is_refused():
