@@ -108,8 +108,18 @@ class AdjRibIn:
 
     def _offers(self, nlris: Iterable[Nlri]) -> Offers:
         tables = list(self._tables.values())
-        alike: dict[tuple[PathAttributes, ...], tuple[PathAttributes, ...]] = {}
         found: dict[Nlri, tuple[PathAttributes, ...]] = {}
+        if len(tables) == 1:
+            get = tables[0].get
+            alone: dict[PathAttributes | None, tuple[PathAttributes, ...]] = {None: ()}
+            for nlri in nlris:
+                attributes = get(nlri)
+                said = alone.get(attributes)
+                if said is None and attributes is not None:
+                    said = alone[attributes] = (attributes,)
+                found[nlri] = said or ()
+            return found
+        alike: dict[tuple[PathAttributes, ...], tuple[PathAttributes, ...]] = {}
         for nlri in nlris:
             said = tuple([each for table in tables if (each := table.get(nlri)) is not None])
             found[nlri] = alike.setdefault(said, said)
