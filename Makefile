@@ -3,6 +3,7 @@
 #   make demo     a lab of three nodes and a router: proves that packets cross, cleans up (root)
 #   make test     ruff, mypy --strict, import-linter and every test (root)
 #   make chaos    the fault matrix: break it on purpose, with numbers; ROWS=R1,L (root)
+#   make fuzz     everything that reads what others wrote, under atheris; see docs/fuzzing.md
 #   make bench-cni  ours beside ptp + host-local, in one run (root)
 #   make interop  our sessions beside real BIRD, FRR, GoBGP and OpenBGPD; writes docs/interop.md (root)
 #   make bench-bgp  UPDATE to kernel, ours beside BIRD, FRR and GoBGP, in one run (root)
@@ -59,6 +60,14 @@ test: lint
 # ROWS=R1,L,K2: those rows and whole groups. CHAOS_ARGS='--document docs/reliability.md' keeps it.
 chaos: setup-dev
 	$(VENV)/bin/python -m lab.chaos --rows '$(ROWS)' $(CHAOS_ARGS)
+
+.PHONY: fuzz
+FUZZ_CASES ?= 100000
+# FUZZ_ARGS='--only injection --keep --document docs/fuzzing.md': some targets; renew corpus and table.
+fuzz: setup-dev
+	@$(VENV)/bin/python -c 'import atheris' 2>/dev/null || \
+	    $(VENV)/bin/pip install -q --disable-pip-version-check --editable '.[fuzz]'
+	nice -n 19 $(VENV)/bin/python -m tests.fuzz --cases $(FUZZ_CASES) $(FUZZ_ARGS)
 
 # ---- documentation -------------------------------------------------------------------------------
 

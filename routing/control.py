@@ -76,7 +76,8 @@ class ControlServer:
             if name in self._queries:
                 return {"view": name, "data": await self._queries[name](arguments)}
             view = self._views[name]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            # The last: a thousand brackets, nested deeper than the decoder goes.
             known = ", ".join(sorted([*self._views, *self._queries]))
             return {"error": f"unknown request ({error}); views are {known}"}
         return {"view": name, "data": await view()}

@@ -12,6 +12,7 @@ import time
 
 import structlog
 
+from routing.printable import printable
 from routing.web.recent import RecentLines
 
 SECRET_WORDS = ("password", "secret", "token", "stdin", "environ")
@@ -27,11 +28,6 @@ def configure_logging(*, level: str, style: str, recent: RecentLines | None = No
         recent: keeps what is logged, for who asks what happened lately.
     """
     number = logging.getLevelNamesMapping()[level.upper()]
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
-        if style == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    )
     shared: list[structlog.typing.Processor] = [
         hide_secrets,
         structlog.processors.add_log_level,
@@ -41,7 +37,7 @@ def configure_logging(*, level: str, style: str, recent: RecentLines | None = No
     ]
     kept: list[structlog.typing.Processor] = [] if recent is None else [recent]
     structlog.configure(
-        processors=[*shared, *kept, renderer],
+        processors=[*shared, *kept, *renderers(style, colors=sys.stderr.isatty())],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
@@ -56,6 +52,23 @@ def configure_logging(*, level: str, style: str, recent: RecentLines | None = No
     root = logging.getLogger()
     root.handlers[:] = [handler] if recent is None else [handler, recent]
     root.setLevel(number)
+
+
+def renderers(style: str, *, colors: bool = False) -> list[structlog.typing.Processor]:
+    """What makes the line of an event; the last of them returns it as text."""
+    if style == "json":
+        return [structlog.processors.JSONRenderer()]
+    return [on_one_line, structlog.dev.ConsoleRenderer(colors=colors)]
+
+
+def on_one_line(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Every text of an event printable; a traceback keeps its lines."""
+    for key, value in event.items():
+        if isinstance(value, str) and key != "exception":
+            event[key] = printable(value)
+    return event
 
 
 def hide_secrets(
@@ -94,7 +107,7 @@ class LeafFormatter(logging.Formatter):
         if self._is_json:
             line = {"event": event, "level": level, "timestamp": stamp, "logger": record.name}
             return json.dumps(line | ({"exception": trouble} if trouble else {}))
-        return f"{stamp} [{level:<9}] {event}" + (f"\n{trouble}" if trouble else "")
+        return f"{stamp} [{level:<9}] {printable(event)}" + (f"\n{trouble}" if trouble else "")
 
     def _stamp(self, created_s: float) -> str:
         second = int(created_s)

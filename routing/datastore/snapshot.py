@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 
 from cni.ipam.block import Block, BlockStore
 from cni.ipam.pool import IPPool
+from routing.printable import printable
 
 Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
@@ -410,7 +411,8 @@ class InvalidResource(StoreError):
     """A resource breaks a rule. ``field`` is a path such as spec.cidr; nothing was stored."""
 
     def __init__(self, kind: str, name: str, field_path: str, value: object, rule: str) -> None:
-        super().__init__(f"{kind} {name!r}: {field_path} = {value!r}: {rule}")
+        # A field that we do not know has whatever name its writer gave it.
+        super().__init__(printable(f"{kind} {name!r}: {field_path} = {value!r}: {rule}"))
         self.kind = kind
         self.name = name
         self.field_path = field_path

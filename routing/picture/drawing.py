@@ -8,9 +8,8 @@ lighter. Nothing is loaded from anywhere, and every word is escaped.
 
 from __future__ import annotations
 
-from html import escape
-
 from routing.picture.model import State
+from routing.printable import markup
 
 FONT = "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace"
 FONT_SIZE = 12
@@ -74,7 +73,7 @@ class Canvas:
         """Words whose baseline begins (``start``) or ends (``end``) at (x, y)."""
         self._parts.append(
             f'<text class="{kind}" x="{_n(x)}" y="{_n(y)}" text-anchor="{anchor}">'
-            f"{escape(words)}</text>"
+            f"{markup(words)}</text>"
         )
 
     def across(self, x1: float, y1: float, x2: float, y2: float, state: State) -> None:
@@ -119,7 +118,7 @@ class Canvas:
 
     def begin(self, told: str) -> None:
         """What follows belongs together; a pointer held on it shows ``told``."""
-        self._parts.append(f"<g><title>{escape(told)}</title>")
+        self._parts.append(f"<g><title>{markup(told)}</title>")
 
     def end(self) -> None:
         """Ends what ``begin`` began."""
@@ -133,7 +132,7 @@ class Canvas:
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" class="s32" role="img" '
             f'viewBox="0 0 {_n(width)} {_n(height)}" width="{_n(width)}" height="{_n(height)}">'
-            f"<title>{escape(title)}</title><desc>{escape(description)}</desc>{style}"
+            f"<title>{markup(title)}</title><desc>{markup(description)}</desc>{style}"
             + "".join(f"\n{part}" for part in self._parts)
             + "\n</svg>\n"
         )

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from html import escape
 from ipaddress import IPv4Address, IPv6Address
 
 from cni.ipam.block import Block, BlockState
 from routing.datastore.snapshot import IPPoolResource
+from routing.printable import markup
 from routing.routes import Prefix
 
 COLUMNS = 32
@@ -77,7 +77,7 @@ def to_heatmap(
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="heat" role="img" '
         f'viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
-        f"<title>{escape(told)}</title>{style}\n" + "\n".join(parts) + "\n</svg>"
+        f"<title>{markup(told)}</title>{style}\n" + "\n".join(parts) + "\n</svg>"
     )
 
 
@@ -121,7 +121,7 @@ def _square(place: tuple[int, int], cell: _Cell, use: Mapping[Prefix, tuple[int,
         words = f"{len(cell.blocks)} of {cell.holds} blocks taken, {len(mine)} of them heard of"
         strokes = _fill(x, y, len(cell.blocks) / cell.holds, "other" if not mine else "use")
         strokes += _frame(x, y, "own") if mine else ""
-        return f"<g><title>{escape(words)}</title>{strokes}</g>"
+        return f"<g><title>{markup(words)}</title>{strokes}</g>"
     block = cell.blocks[0]
     words = f"{block.cidr} {block.node} {block.state.value}"
     if block.state is not BlockState.CONFIRMED:
@@ -132,7 +132,7 @@ def _square(place: tuple[int, int], cell: _Cell, use: Mapping[Prefix, tuple[int,
         used, size = use[block.cidr]
         words += f", {used} of {size} addresses in use"
         strokes = _fill(x, y, used / size if size else 0.0, "use") + _frame(x, y, "own")
-    return f"<g><title>{escape(words)}</title>{strokes}</g>"
+    return f"<g><title>{markup(words)}</title>{strokes}</g>"
 
 
 def _fill(x: int, y: int, share: float, kind: str) -> str:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable, Sequence
-from html import escape
 
 from routing.picture.drawing import STYLE
 from routing.picture.layout import WORDS, to_svg
 from routing.picture.model import Picture, Session, State
+from routing.printable import markup
 
 PAGE_STYLE = (
     STYLE
@@ -70,18 +70,18 @@ def document(title: str, body: str, *, style: str = PAGE_STYLE, head: str = "") 
     """A page around ``body``; ``head`` are further elements for its head."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(policy(style))}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{markup(policy(style))}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{style}</style>{head}</head>\n"
+        f"<title>{markup(title)}</title>\n<style>{style}</style>{head}</head>\n"
         f"<body>\n{body}\n</body></html>\n"
     )
 
 
 def _head(picture: Picture) -> str:
     problems = picture.all_problems()
-    lines = [f"<h1>{escape(picture.title)}</h1>", f'<p class="quiet">{escape(picture.caption)}</p>']
+    lines = [f"<h1>{markup(picture.title)}</h1>", f'<p class="quiet">{markup(picture.caption)}</p>']
     if problems:
-        items = "".join(f"<li>{escape(problem)}</li>" for problem in problems)
+        items = "".join(f"<li>{markup(problem)}</li>" for problem in problems)
         lines.append(f'<h2 class="bad">✕ Mismatches: {len(problems)}</h2><ul>{items}</ul>')
     else:
         lines.append('<p class="well">● No mismatch</p>')
@@ -139,10 +139,10 @@ def table(headers: Sequence[str], rows: Iterable[tuple[Sequence[str], bool]]) ->
     }
     wordy = {"What is wrong", "What", "Detail"}
     kinds = ["n" if h in numeric else "words" if h in wordy else "" for h in headers]
-    head = "".join(f'<th class="{k}">{escape(h)}</th>' for h, k in zip(headers, kinds, strict=True))
+    head = "".join(f'<th class="{k}">{markup(h)}</th>' for h, k in zip(headers, kinds, strict=True))
     body = "".join(
         f'<tr class="{"wrong" if is_wrong else ""}">'
-        + "".join(f'<td class="{k}">{escape(c)}</td>' for c, k in zip(cells, kinds, strict=True))
+        + "".join(f'<td class="{k}">{markup(c)}</td>' for c, k in zip(cells, kinds, strict=True))
         + "</tr>\n"
         for cells, is_wrong in rows
     )

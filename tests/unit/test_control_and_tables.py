@@ -61,8 +61,11 @@ async def test_garbage_and_silence_hurt_nobody_else(tmp_path: Path):
         reader2, writer2 = await asyncio.open_unix_connection(str(tmp_path / "a.sock"))
         writer2.write(b"\xff\xfe not json\n")
         assert b"unknown request" in await reader2.readline()
+        reader3, writer3 = await asyncio.open_unix_connection(str(tmp_path / "a.sock"))
+        writer3.write(b"[" * 4000 + b"\n")  # deeper than a decoder goes
+        assert b"unknown request" in await reader3.readline()
         assert await asyncio.to_thread(ask, tmp_path / "a.sock", "v") == "ok"
-        for open_writer in (writer, writer2):
+        for open_writer in (writer, writer2, writer3):
             open_writer.close()
             await open_writer.wait_closed()
     finally:

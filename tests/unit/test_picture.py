@@ -214,6 +214,13 @@ def test_names_cannot_become_markup():
     assert any(EVIL in (e.text or "") for e in drawn(evil()).iter(f"{SVG}title"))
 
 
+def test_what_xml_cannot_say_does_not_break_the_picture():
+    """Control characters and half a surrogate pair, from a message or a title."""
+    told = compose(snapshot(), {"node1": report(1, findings=("a\x1bb",))}, title="x\0\ud800y")
+    assert "".join(drawn(told).itertext()).count("\ufffd") >= 3
+    assert "\x1b" not in to_html(told)
+
+
 def test_dot_quotes_what_it_is_given():
     """Every line is a statement of ours."""
     text = to_dot(evil())

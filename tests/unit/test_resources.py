@@ -535,3 +535,12 @@ def test_long_values_are_cut_in_errors():
     """A megabyte of nonsense is not repeated to the operator."""
     for value in ("x" * 10_000, ["x"] * 10_000, {str(i): i for i in range(10_000)}):
         assert len(refusal(pool(cidr=value))) < 400
+
+
+def test_a_refusal_is_one_line_whatever_a_field_is_called():
+    """It ends in a log and in a terminal."""
+    document = {"apiVersion": "slash32.io/v1", "kind": "Node", "metadata": {"name": "n"}}
+    with pytest.raises(InvalidResource) as caught:
+        from_document(document | {"spec": {"a\nb\x1b[2J": 1}})
+    assert str(caught.value).isprintable()
+    assert r"spec.a\nb" in str(caught.value)

@@ -6,7 +6,7 @@ import io
 import json
 import logging
 
-from routing.telemetry import LeafFormatter, RepeatFilter
+from routing.telemetry import LeafFormatter, RepeatFilter, renderers
 
 
 def line(style: str, message: str, *args: object, failing: bool = False) -> str:
@@ -35,6 +35,17 @@ def test_a_leafs_line_is_json_in_a_pod():
     assert document["event"] == 'pod_attached link=a"b\nc'
     assert (document["level"], document["logger"]) == ("info", "cni.attach")
     assert document["timestamp"].endswith("Z")
+
+
+def test_a_text_of_others_cannot_write_lines_of_its_own_on_a_terminal():
+    """Neither through a leaf's logger nor through ours."""
+    assert line("console", "pod_attached link=%s", "a\nb\x1b[2J").count("\n") == 1
+    event: object = {"event": "happened", "name": "a\nb\x1b[2Jé", "exception": "Trace\nback"}
+    for step in renderers("console"):
+        event = step(None, "info", event)  # type: ignore[arg-type]
+    shown, _, trace = str(event).partition("\n")
+    assert r"a\nb\x1b[2Jé" in shown
+    assert trace == "Trace\nback"
 
 
 def test_a_failure_keeps_its_traceback():
