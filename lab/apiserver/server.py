@@ -118,8 +118,6 @@ class ApiDouble:
         self.calls: Counter[tuple[str, str]] = Counter()
         """(verb, resource) -> requests."""
         self.bookmark_s = 1.0
-        self.bookmarks = 0
-        """How many have been sent."""
         self.missing: set[str] = set()
         """Plurals that are not served, as if nobody had installed their definitions."""
         self.secret_queries: list[Mapping[str, str]] = []
@@ -371,7 +369,6 @@ class ApiDouble:
                         if wants_bookmarks:
                             version = await self._speak(asked, response, version)
                             await response.write(_line("BOOKMARK", _bookmark(asked.kind, version)))
-                            self.bookmarks += 1
             except ApiError as error:
                 await response.write(_line("ERROR", error.document()))
             finally:
