@@ -2,9 +2,9 @@
 
     python3 -I exabgp_tuned.py server exabgp.conf
 
-What is replaced, and why, is in two files that are loaded from here: exabgp_habits.py (what a node
-cannot live with) and exabgp_hotpath.py (speed). No code of ExaBGP is copied, and its files stay as
-they are.
+What is replaced, and why, is in three files that are loaded from here: exabgp_habits.py (what a
+node cannot live with), exabgp_attributes.py (RFC 7606) and exabgp_hotpath.py (speed). No code of
+ExaBGP is copied, and its files stay as they are.
 
 They are changes of ExaBGP's inside, so none is made unless this is exactly the ExaBGP they were
 written for: the version, and a fingerprint of the source of every function that is replaced or
@@ -29,6 +29,7 @@ from typing import Any
 VERSION = "5.0.15"
 MODE = "SLASH32_EXABGP_MODE"
 TUNED, STOCK = "tuned", "stock"
+PARTS = ("exabgp_habits.py", "exabgp_attributes.py", "exabgp_hotpath.py")
 
 
 class Mismatch(Exception):
@@ -86,7 +87,7 @@ def tune() -> str:
     if os.environ.get("SLASH32_EXABGP", TUNED) == STOCK:
         return f"{STOCK}: by setting"
     try:
-        parts = [_load(name) for name in ("exabgp_habits.py", "exabgp_hotpath.py")]
+        parts = [_load(name) for name in PARTS]
         for part in parts:
             check(part.FINGERPRINTS)
     except Mismatch as error:

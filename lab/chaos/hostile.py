@@ -114,7 +114,13 @@ def bad_messages(hop: str, own: str, own_block: str, other_block: str) -> Iterat
         ORIGIN + attribute(WELL_KNOWN, 2, b"\x07\x01\x00\x00\xfc\x00") + next_hop(hop),
     )
     yield with_attributes(
-        "MED of two octets", good + attribute(OPTIONAL, 4, b"\x00\x01"), may_reset=True
+        "AS_PATH with an empty segment",
+        ORIGIN + attribute(WELL_KNOWN, 2, PATH[3:] + b"\x02\x00") + next_hop(hop),
+    )
+    yield with_attributes("ORIGIN as optional", attribute(0xC0, 1, b"\x00") + PATH + next_hop(hop))
+    yield with_attributes("MED of two octets", good + attribute(OPTIONAL, 4, b"\x00\x01"))
+    yield with_attributes(
+        "ONLY_TO_CUSTOMER of three octets", good + attribute(PARTIAL_OPTIONAL, 35, b"\x00\x00\x01")
     )
     yield with_attributes(
         "communities of three octets", good + attribute(PARTIAL_OPTIONAL, 8, b"abc")

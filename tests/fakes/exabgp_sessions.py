@@ -17,6 +17,7 @@ from typing import Any
 from exabgp.bgp.message import Update
 from exabgp.bgp.message.direction import Direction
 from exabgp.bgp.message.open import Open
+from exabgp.bgp.message.update.attribute.attributes import Attributes
 from exabgp.configuration.configuration import Configuration
 from exabgp.environment import getenv
 from exabgp.logger import log
@@ -64,6 +65,18 @@ def hot_path() -> Iterator[ModuleType]:
         yield module
     finally:
         Connection.reader, Protocol.read_message, log.__mro__[1].debug = before
+
+
+@contextmanager
+def rfc_7606() -> Iterator[ModuleType]:
+    """Malformed attributes judged by us before ExaBGP's decoder; taken back at the end."""
+    before = Attributes.parse
+    module = load("exabgp_attributes")
+    module.install()
+    try:
+        yield module
+    finally:
+        Attributes.parse = before
 
 
 class Session:

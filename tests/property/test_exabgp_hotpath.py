@@ -1,9 +1,12 @@
 """ExaBGP with our hot path reads any stream as the stock one does: the agent hears the same routes,
 in the same order, and the session ends the same way (same NOTIFICATION, or none), with the same
-counts. So it is also the test of our decoder, with ExaBGP's own as the oracle."""
+counts; both without and with our judgement of malformed attributes before the decoder, which is
+where they may differ from ExaBGP as it comes (test_exabgp_attributes.py). So it is also the test of
+our decoder, with ExaBGP's own as the oracle."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from ipaddress import ip_address
 
 import pytest
@@ -23,7 +26,7 @@ from tests.fakes.bgp_wire import (
     unreach,
     update,
 )
-from tests.fakes.exabgp_sessions import Session, hot_path
+from tests.fakes.exabgp_sessions import Session, hot_path, rfc_7606
 
 PEER = 64512
 GLOBAL = ip_address("2001:db8::2").packed
@@ -117,15 +120,17 @@ def both(stream: bytes, cuts: list[int]) -> tuple[Session, str, Session, str]:
     st.lists(messages, min_size=1, max_size=14),
     st.lists(st.integers(0, 2000), max_size=4),
     st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), max_size=2),
+    st.booleans(),
 )
-def test_any_stream_is_read_as_stock_reads_it(drawn, cuts, flips):
+def test_any_stream_is_read_as_stock_reads_it(drawn, cuts, flips, is_judged):
     """Well made, malformed, cut anywhere, with bytes changed: header, attributes or prefixes."""
     stream = bytearray(b"".join(drawn))
     for place, value in flips:
         if place < len(stream):
             stream[place] = value
     where = sorted(min(cut, len(stream)) for cut in cuts)
-    stock, stock_end, tuned, tuned_end = both(bytes(stream), where)
+    with rfc_7606() if is_judged else nullcontext():
+        stock, stock_end, tuned, tuned_end = both(bytes(stream), where)
     assert said(tuned) == said(stock)
     assert tuned_end == stock_end
     assert tuned.protocol.peer.stats == stock.protocol.peer.stats
