@@ -228,7 +228,7 @@ class Attacher:
             case Command.ADD:
                 return await self._add(request, netns_fd)
             case Command.DEL:
-                await self._delete(_attachment_of(request))
+                await self.detach(_attachment_of(request))
             case Command.CHECK:
                 await self._check(request, netns_fd)
             case Command.STATUS:
@@ -416,7 +416,12 @@ class Attacher:
 
     # -- DEL, CHECK, STATUS, GC ------------------------------------------------------------
 
-    async def _delete(self, attachment: Attachment) -> None:
+    async def detach(self, attachment: Attachment) -> tuple[Address, ...]:
+        """Takes an attachment's link away, then its routes and addresses; what was released.
+
+        Raises:
+            WiringError, HostRouteError: the kernel kept something; nothing was given back.
+        """
         async with self._turns.of(attachment):
             # Killed after the link is gone, we would leave nobody who knows of its addresses.
             self._allocator.announce_release(attachment)
@@ -429,6 +434,7 @@ class Attacher:
                 removed,
                 _Listed(released),
             )
+        return released
 
     async def release_linkless(self, attachment: Attachment) -> tuple[Address, ...]:
         """Gives back what an attachment holds that has no link any more; () when it has one.
@@ -490,7 +496,7 @@ class Attacher:
             log.info("gc_removes network=%s attachments=%d", netconf.name, len(stale))
         # All at once: the removals sleep in the kernel, and one that fails stops no other.
         outcomes = await asyncio.gather(
-            *(self._delete(each) for each in stale), return_exceptions=True
+            *(self.detach(each) for each in stale), return_exceptions=True
         )
         failures = [
             f"{attachment}: {outcome}"

@@ -47,6 +47,7 @@ from routing.metrics.agent_metrics import AgentMetrics
 from routing.metrics.families import Observation
 from routing.readiness import Seen, probe, readiness
 from routing.reconcile import Reconciler
+from routing.releasing import Releases
 from routing.reporting import Reporter
 from routing.session_log import log_change
 from routing.settings import Settings
@@ -194,6 +195,13 @@ class Agent:
         self._cni = CniServer(str(settings.cni_socket), self._metrics.verbs(self._attacher))
         self._web: WebServer | None = None
         self._recent: Recent | None = None
+        releases = Releases(
+            node=settings.node,
+            links=self._wiring,
+            book=self._allocator,
+            verbs=self._attacher,
+            audit=self._journal.add,
+        )
         self._control = ControlServer(
             settings.agent_socket,
             {
@@ -208,7 +216,7 @@ class Agent:
                 "advertised": self._view(advertised_rows),
                 "kernel": self._view(kernel_rows),
             },
-            {"about": self._about},
+            {"about": self._about, "release": releases.answer},
         )
 
     @classmethod

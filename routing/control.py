@@ -1,7 +1,8 @@
-"""The agent's control socket: one JSON line in, one JSON document out, read-only.
+"""The agent's control socket: one JSON line in, one JSON document out.
 
 The CLI asks for a view by name and prints what the agent believes; a query is a view with
-arguments. The socket is 0600: what the agent knows of the network is for root.
+arguments. One query changes something: ``release``, an address (routing/releasing.py). The socket
+is 0600: what the agent knows of the network is for root.
 """
 
 from __future__ import annotations

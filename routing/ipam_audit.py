@@ -18,12 +18,14 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """``id`` is a token; ``what`` the address, block or pool."""
+    """``id`` is a token; ``what`` the address, block or pool; ``holder`` the container that holds
+    an address, for `ipam release --from-report`."""
 
     id: str
     node: str
     what: str
     detail: str
+    holder: str = ""
 
 
 def audit(
@@ -100,6 +102,7 @@ def _node(node: str, told: Mapping[str, Any]) -> Iterator[Problem]:
             "booked-without-link", node, address,
             f"container {holder['container_id'][:12]} holds it and has no link; it is given back "
             "after a minute",
+            holder["container_id"],
         )  # fmt: skip
     for address in sorted(linked.keys() - booked.keys(), key=_order):
         yield Problem(

@@ -55,6 +55,10 @@ class Journal:
         was, self._sessions = self._sessions, marks_of(sessions)
         self._worker.submit(self._write, before, after, was, self._sessions, self._clock())
 
+    def add(self, entry: Entry) -> None:
+        """Has one entry that no pass made written, in order with theirs. Never raises."""
+        self._worker.submit(self._keep, [entry], self._clock())
+
     def close(self) -> None:
         """Returns once all that was noted is written. Closing twice is harmless."""
         self._worker.shutdown(wait=True)
@@ -79,6 +83,9 @@ class Journal:
             left_out = len(entries) - ENTRIES_AT_ONCE
             entries = entries[:ENTRIES_AT_ONCE]
             entries.append({"kind": "journal", "action": "left-out", "detail": str(left_out)})
+        self._keep(entries, now_s)
+
+    def _keep(self, entries: list[Entry], now_s: float) -> None:
         try:
             self._append([{"at": round(now_s, 3), **entry} for entry in entries])
             self._problem = None

@@ -186,6 +186,28 @@ def hear_by(
     return answers
 
 
+def ask_node(
+    where: Where,
+    node: str,
+    query: str,
+    arguments: Mapping[str, Any],
+    command: Sequence[str],
+    silent: dict[str, str],
+) -> Any:
+    """One node's answer to a query: the agent's own here, what ``command`` prints there elsewhere.
+    None, and the reason in ``silent``, when it did not answer."""
+    from routing.asking import Unreachable, ask
+    from routing.explain.witnesses import NotHeard
+
+    try:
+        if where.local or node == agent_here(where):
+            return ask(where.run_dir / "agent.sock", query, arguments, timeout_s=where.timeout_s)
+        return _far(where, node, command)
+    except (Unreachable, NotHeard) as error:
+        silent[node] = str(error)
+        return None
+
+
 def _node_of(data: Any) -> str:
     if isinstance(data, dict):
         return str(data.get("node", ""))

@@ -142,7 +142,7 @@ def diff(
 
 
 _APPEARS = frozenset({"created", "announced", "up", "rejected", "began"})
-_GOES = frozenset({"deleted", "withdrawn", "down", "removed", "ended"})
+_GOES = frozenset({"deleted", "withdrawn", "down", "removed", "ended", "released"})
 
 
 def net_changes(entries: Iterable[Mapping[str, Any]]) -> list[Entry]:

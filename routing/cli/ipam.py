@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from routing.cli.exits import FINDINGS, USAGE, Exit, errors_as_exit_codes
+from routing.cli.exits import errors_as_exit_codes
 from routing.cli.fleet import Where, hear, output_options, where_options
 from routing.cli.inspect import merged_blocks
 from routing.cli.output import Columns, exit_code, repeat, show, show_document, tell_silent, text
-from routing.cli.resources_options import store_option
+from routing.cli.release import release
 
 
 @click.group()
@@ -132,55 +132,4 @@ def facts(where: Where, output: str, no_headers: bool, watch: bool) -> None:
         show_document(told, "yaml" if output == "yaml" else "json")
 
 
-@ipam.command()
-@click.argument("block", nargs=-1, required=True)
-@click.option("--yes", is_flag=True, help="Do it; without it only say what would be done.")
-@store_option
-def release(block: tuple[str, ...], yes: bool, store: str) -> None:
-    """Give back blocks of nodes that are gone for good: of a name that no Node has.
-
-    A block of a node that exists is its agent's to give back, and is refused: then none is given
-    back.
-    """
-    from routing.cli.resources import with_store
-    from routing.datastore.opening import Store
-    from routing.datastore.resources import block_name
-
-    wanted = [_cidr(each) for each in block]
-
-    async def work(opened: Store) -> list[str]:
-        snapshot = await opened.snapshot()
-        nodes = {node.meta.name for node in snapshot.nodes}
-        found = {str(each.cidr): each for each in snapshot.blocks}
-        for cidr in wanted:
-            if cidr not in found:
-                raise Exit(f"no block {cidr}", FINDINGS)
-            if found[cidr].node in nodes:
-                raise Exit(
-                    f"block {cidr} is {found[cidr].node}'s, which exists: its agent gives it back "
-                    "when it is empty; if the node is gone, delete its Node first",
-                    FINDINGS,
-                )
-        if yes:
-            for cidr in wanted:
-                stored = found[cidr]
-                # Compare-and-swap: an owner that is back has changed it meanwhile.
-                await opened.delete(
-                    "Block",
-                    block_name(stored.cidr),
-                    resource_version=stored.resource_version,
-                    uid=stored.uid,
-                )
-        return [f"{cidr} of {found[cidr].node}" for cidr in wanted]
-
-    with errors_as_exit_codes():
-        done = with_store(store, work)
-    for words in done:
-        click.echo(f"block {words} {'released' if yes else 'would be released (--yes does it)'}")
-
-
-def _cidr(words: str) -> str:
-    try:
-        return str(ip_network(words))
-    except ValueError as error:
-        raise Exit(f"BLOCK {words[:80]!r}: {error}", USAGE) from None
+ipam.add_command(release)

@@ -22,7 +22,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "blocks": ("routing.cli.inspect", "blocks", "Address blocks and who owns them."),
     "pods": ("routing.cli.inspect", "pods", "Pods of this node and their addresses."),
     "explain": ("routing.cli.explain", "explain", "Why a packet arrives, or at which step not."),
-    "ipam": ("routing.cli.ipam", "ipam", "Pools and their use, an audit, dead nodes' blocks."),
+    "ipam": ("routing.cli.ipam", "ipam", "Pools and their use, an audit, giving back."),
     "history": ("routing.cli.history", "history", "What changed, when and why."),
     "diff": ("routing.cli.history", "diff", "What is other than it was."),
     "doctor": ("routing.cli.doctor", "doctor", "Is this machine fit, before and after installing."),

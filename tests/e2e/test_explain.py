@@ -6,6 +6,7 @@ looks: explain asks the kernel itself, and needs no agent for what the kernel sh
 
 from __future__ import annotations
 
+import getpass
 import io
 import json
 import os
@@ -374,3 +375,34 @@ def test_an_injected_fault_is_named_with_its_remedy(bench: Bench, fault: str):
 def test_afterwards_all_is_well_again(bench: Bench):
     """The faults were what explain saw, and nothing stays of them."""
     assert healthy(bench)["verdict"] == "ok"
+
+
+def test_a_leaked_address_of_another_node_is_given_back_by_a_report(bench: Bench):
+    """A living pod's is refused by name; one whose link went without a DEL is in the audit, goes by
+    the audit's own report, and is in that node's history. Last: it costs a pod its network."""
+    pod = bench.lab.plan.pods_on(bench.far.name)[0]
+    refused = bench.command("ipam", "release", bench.target, "-A", "--yes", "-o", "json")
+    assert refused.returncode == 1, refused.stderr
+    (row,) = json.loads(refused.stdout)
+    assert (row["node"], row["outcome"]) == (bench.far.name, "refused")
+    assert pod.name in row["holder"]
+    healthy(bench)
+
+    bench.ip(bench.far, f"link del {bench.veth(bench.far)}")
+    check = bench.command("ipam", "check", "-A", "-o", "json")
+    assert check.returncode == 1
+    assert bench.target in {p["what"] for p in json.loads(check.stdout)}
+    report = bench.lab.paths.root / "report.json"
+    report.write_text(check.stdout)
+    done = bench.command(
+        "ipam", "release", "-A", "--from-report", str(report), "--yes", "-o", "json"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    outcomes = {row["what"]: row["outcome"] for row in json.loads(done.stdout)}
+    assert outcomes[bench.target] == "released"
+    assert set(outcomes.values()) <= {"released", "free"}
+    assert bench.command("ipam", "check", "-A").returncode == 0
+    told = bench.command("history", bench.target, "--node", bench.far.name, "-o", "json")
+    assert [e["reason"] for e in json.loads(told.stdout) if e["kind"] == "address"] == [
+        f"ipam release by {getpass.getuser()}"
+    ]
