@@ -7,14 +7,22 @@ with bookmarks and 410 after compaction; and switches for everything that goes w
     fault(...)      the next matching requests: 409, 429 with Retry-After, 500, slow, cut off after
                     the write was done
     is_silent       watches stay open and say nothing any more, not even that they end
+    has_bookmarks   False: none are sent, whatever a watch asks for
+    lag_s           lists and watches tell of the state so long ago, as a server whose cache has
+                    fallen behind; single objects and writes are current
     down() / up()   the server is gone, and back on the same port with the same state
     state.compact() watches from before get 410
 
 With ``namespaces`` it is on loopback, at the same port, of each of these too: every node of a lab
 then reaches it, and no link of the lab carries it.
 
+Several servers may have one State, each with faults and a lag of its own: a control plane of
+several API servers before one etcd.
+
 From another process: ``python -m lab.apiserver --kubeconfig K``; SIGUSR1 is down, SIGUSR2 is up;
-POST /-/fault takes a Fault as JSON, POST /-/compact nothing, POST /-/silent ``{"on": bool}``.
+POST /-/fault takes a Fault as JSON, /-/clear and /-/compact nothing, /-/silent and /-/bookmarks
+``{"on": bool}``, /-/lag ``{"s": seconds}``, /-/missing ``{"plurals": [...]}``; /-/calls answers
+with the number of requests so far.
 """
 
 from __future__ import annotations
@@ -24,7 +32,8 @@ import base64
 import json
 import os
 import socket
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -50,6 +59,10 @@ JSON = "application/json"
 STRATEGIC = "application/strategic-merge-patch+json"
 MERGE_PATCHES = ("application/merge-patch+json", STRATEGIC)
 WATCH_DEFAULT_S = 1800.0
+TIMES_MAX = 100_000
+"""Changes whose time is known, for a server that lags."""
+LAG_LOOK_S = 0.1
+"""How often a watch of a server that lags looks whether more has become old enough."""
 
 
 class UnknownPath(Exception):
@@ -60,6 +73,7 @@ class UnknownPath(Exception):
 class Fault:
     """What happens to the next ``times`` requests that match; an empty field matches all.
 
+    ``share``: only this part of them, evenly spread: 0.5 is every second one.
     ``after_commit``: the request is done first; then the answer is ``status``, or comes
     ``slow_s`` late, or (neither) never: the connection is cut.
     """
@@ -73,14 +87,23 @@ class Fault:
     slow_s: float = 0.0
     after_commit: bool = False
     times: int = 1
+    share: float = 1.0
+    _due: float = 0.0
 
     def matches(self, asked: Asked) -> bool:
-        return (
+        is_asked = (
             self.times > 0
             and self.verb in ("", asked.verb)
             and self.resource in ("", asked.resource)
             and self.name in ("", asked.name)
         )
+        if not is_asked:
+            return False
+        self._due += self.share
+        if self._due < 1.0:
+            return False
+        self._due -= 1.0
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +141,8 @@ class ApiDouble:
         self.calls: Counter[tuple[str, str]] = Counter()
         """(verb, resource) -> requests."""
         self.bookmark_s = 1.0
+        self.has_bookmarks = True
+        self.lag_s = 0.0
         self.missing: set[str] = set()
         """Plurals that are not served, as if nobody had installed their definitions."""
         self.secret_queries: list[Mapping[str, str]] = []
@@ -131,6 +156,7 @@ class ApiDouble:
         self._runner: web.AppRunner | None = None
         self._open: set[asyncio.Transport] = set()
         self._stirred: list[asyncio.Event] = []
+        self._times: deque[tuple[float, int]] = deque(maxlen=TIMES_MAX)
 
     @property
     def url(self) -> str:
@@ -225,7 +251,16 @@ class ApiDouble:
         """The end."""
         await self.down()
 
+    def _known(self) -> int:
+        """The version that lists and watches tell of: of ``lag_s`` ago."""
+        if not self.lag_s:
+            return self.state.version
+        since_s = time.monotonic() - self.lag_s
+        later = next((version for at_s, version in self._times if at_s > since_s), None)
+        return self.state.version if later is None else later - 1
+
     def _stir(self) -> None:
+        self._times.append((time.monotonic(), self.state.version))
         for event in self._stirred:
             event.set()
 
@@ -311,7 +346,8 @@ class ApiDouble:
                 raise ApiError(405, "MethodNotAllowed", f"{asked.verb} is not supported")
 
     def _list(self, asked: Asked) -> Object:
-        metadata = {"resourceVersion": str(self.state.version)}
+        known = self._known()
+        metadata = {"resourceVersion": str(known)}
         token = asked.query.get("continue")
         if token:
             if token not in self._pages:
@@ -321,7 +357,7 @@ class ApiDouble:
         else:
             found = [
                 each
-                for each in self.state.list(asked.kind, asked.namespace)
+                for each in self.state.list_at(asked.kind, asked.namespace, known)
                 if _selected(asked, each)
             ]
         limit = int(asked.query.get("limit", 0))
@@ -351,22 +387,24 @@ class ApiDouble:
         loop = asyncio.get_running_loop()
         end_s = loop.time() + float(asked.query.get("timeoutSeconds", WATCH_DEFAULT_S))
         wants_bookmarks = asked.query.get("allowWatchBookmarks") == "true"
-        version = int(asked.query.get("resourceVersion") or self.state.version)
+        version = int(asked.query.get("resourceVersion") or self._known())
         runner = self._runner
         with suppress(ConnectionError):
             try:
-                while self._runner is runner:
+                while self._runner is runner and asked.kind.plural not in self.missing:
                     stirred.clear()
                     if not self._is_silent:
                         version = await self._speak(asked, response, version)
                         if loop.time() >= end_s:
                             break
                     wait_s = min(self.bookmark_s, max(0.0, end_s - loop.time()))
+                    if self.lag_s:
+                        wait_s = min(wait_s, LAG_LOOK_S)
                     try:
                         async with asyncio.timeout(None if self._is_silent else wait_s):
                             await stirred.wait()
                     except TimeoutError:
-                        if wants_bookmarks:
+                        if wants_bookmarks and self.has_bookmarks:
                             version = await self._speak(asked, response, version)
                             await response.write(_line("BOOKMARK", _bookmark(asked.kind, version)))
             except ApiError as error:
@@ -377,8 +415,11 @@ class ApiDouble:
 
     async def _speak(self, asked: Asked, response: web.StreamResponse, version: int) -> int:
         """Writes what happened since a version; returns the version it came to."""
-        until = self.state.version
+        # A client that knows more than this server now tells is told nothing twice.
+        until = max(version, self._known())
         for change in list(self.state.changes(asked.kind, asked.namespace, version)):
+            if change.version > until:
+                break
             event = _event(asked, change)
             if event is not None:
                 await response.write(event)
@@ -389,8 +430,19 @@ class ApiDouble:
         match path:
             case "/-/fault":
                 self.fault(**body)
+            case "/-/clear":
+                self.clear_faults()
             case "/-/compact":
                 self.state.compact()
+            case "/-/bookmarks":
+                self.has_bookmarks = bool(body.get("on", True))
+            case "/-/lag":
+                self.lag_s = float(body["s"])
+            case "/-/missing":
+                self.missing = set(body["plurals"])
+                self._stir()
+            case "/-/calls":
+                return web.json_response({"calls": self.calls.total()})
             case "/-/silent":
                 self.is_silent = bool(body.get("on", True))
             case _:

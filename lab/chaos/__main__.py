@@ -20,7 +20,17 @@ from typing import cast
 import structlog
 
 from lab import build, teardown
-from lab.chaos import hostile, kernel, links, plugin, restarts, security, suites, topologies
+from lab.chaos import (
+    hostile,
+    kernel,
+    links,
+    misbehaving_api,
+    plugin,
+    restarts,
+    security,
+    suites,
+    topologies,
+)
 from lab.chaos.rows import Result, Row, Stage, Verdict, judge_controls, with_controls
 from lab.chaos.table import document, inserted, line
 from lab.chaos.world import World
@@ -28,11 +38,19 @@ from lab.interrupts import Interrupted, interruptible
 from lab.plan import LabFailure, Shape
 from lab.waiting import Progress
 
-ROWS: list[Row] = [
-    row
-    for module in (restarts, links, hostile, kernel, plugin, security, suites, topologies)
-    for row in module.ROWS
-]
+MODULES = (
+    restarts,
+    links,
+    hostile,
+    kernel,
+    plugin,
+    misbehaving_api,
+    security,
+    suites,
+    topologies,
+)
+
+ROWS: list[Row] = [row for module in MODULES for row in module.ROWS]
 
 SHAPES = {
     Stage.ONE_TOR: Shape(nodes=3, tors=1, pods=1),
@@ -125,7 +143,7 @@ def main() -> int:
         print(f"chaos: there is no row {error}; there are {names}", file=sys.stderr)
         return 2
     # Rows that run our code in this process would fill the table with its log.
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     try:
         with interruptible():
             build.check_machine(Shape())

@@ -48,6 +48,8 @@ def suite(*nodes: str, at_least: int) -> Callable[[object, Verdict], None]:
 
 
 _NETNS = "tests/netns"
+_UNIT = "tests/unit"
+_E2E = "tests/e2e"
 
 ROWS = [
     Row("B2", "random and mutated lines and UPDATEs into our decoders",
@@ -88,4 +90,49 @@ ROWS = [
     Row("S5", "a pod at the node's BGP port and the agent's socket", "refused, at once",
         Stage.NO_LAB, suite(f"{_NETNS}/test_pod_security.py", "-k", "bgp_port or socket",
                             at_least=3)),
+    Row("K11", "the first packet after ADD", "answered at the first request, no proxy delay",
+        Stage.NO_LAB, suite(f"{_NETNS}/test_first_packet.py::"
+                            "test_the_first_packet_after_add_is_answered_at_the_first_request",
+                            at_least=1)),
+    Row("A7", "an address or a block comes back between a collector's look and its release",
+        "the release does not happen", Stage.NO_LAB,
+        suite(f"{_UNIT}/test_collect.py", f"{_UNIT}/test_block_collector.py",
+              f"{_UNIT}/test_allocator.py", "-k", "last_moment or came_back or comes_back or "
+              "half_knowledge or taken_back or used_between or late_list or gets_a_pod",
+              at_least=7)),
+    Row("A15", "an address in another node's block is asked for (no block is ever borrowed)",
+        "refused, nothing claimed", Stage.NO_LAB,
+        suite(f"{_UNIT}/test_requested_addresses.py",
+              f"{_E2E}/test_specification.py::test_an_address_in_another_nodes_block_is_refused",
+              at_least=15)),
+    Row("C7", "GC: links whole, half, without namespace or cut; and twice",
+        "exactly what is not named goes", Stage.NO_LAB,
+        suite(f"{_E2E}/test_specification.py::test_gc_removes_exactly_what_is_not_named",
+              f"{_NETNS}/test_plugin_and_kernel.py::"
+              "test_gc_keeps_who_is_named_and_removes_who_is_not", at_least=2)),
+    Row("C8", "STATUS: ready, no pool, every session down (C5: no agent)",
+        "0, 50, 51 with peer and reason", Stage.NO_LAB,
+        suite(f"{_E2E}/test_specification.py", "-k", "status_is", at_least=2)),
+    Row("C13", "chained with portmap and bandwidth, and with a plugin that fails",
+        "prevResult honoured, nothing left", Stage.NO_LAB,
+        suite(f"{_E2E}/test_chained.py", at_least=5)),
+    Row("O9", "state, run directory and store on a full disk",
+        "every verb that needs no new file works, nothing is lost", Stage.NO_LAB,
+        suite(f"{_NETNS}/test_faults.py", f"{_UNIT}/test_cache.py", "-k",
+              "full or cannot_be_written or cannot_be_changed", at_least=6)),
+    Row("O13", "the collector: a living link, a moment without, a look that sees nothing",
+        "never released", Stage.NO_LAB,
+        suite(f"{_UNIT}/test_collect.py", "-k", "living or came_back or sees_nothing or "
+              "last_moment or one_look", at_least=5)),
+    Row("S6", "a pod or its namespace asks for a pool or an address it may not have",
+        "refused with its reason", Stage.NO_LAB,
+        suite(f"{_UNIT}/test_pod_annotations.py", "tests/contract/test_kubernetes_pods.py",
+              at_least=12)),
+    Row("S9", "with a stolen agent's token: another node's block, NodeStatus, what operators wish",
+        "refused by the API server (needs KUBEBUILDER_ASSETS: a real kube-apiserver)",
+        Stage.NO_LAB, suite("tests/contract/test_admission_contract.py", "-k", "agent",
+                            at_least=3)),
+    Row("S12", "MD5 wrong or changed, GTSM from afar", "no session, others untouched",
+        Stage.NO_LAB, suite(f"{_NETNS}/test_speaker_sessions.py", "-k", "password or gtsm",
+                            at_least=4)),
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lab.chaos.__main__ import ROWS, chosen
+from lab.chaos.hammer import Held, History, doubled
 from lab.chaos.rows import Result, Row, Stage, Verdict, judge_controls, with_controls
 from lab.chaos.table import BEGIN, END, document, inserted, line
 from lab.chaos.watch import IN_FLIGHT, loss_of, route_changes
@@ -115,3 +116,19 @@ def test_a_table_is_put_between_the_markers_of_a_document() -> None:
     assert inserted(once, [result("T1")]) == once
     with pytest.raises(ValueError, match="no place"):
         inserted("nothing", [result("T1")])
+
+
+@pytest.mark.parametrize(
+    ("other", "count"),
+    [
+        (Held("b", "p2", "10.0.0.1", 3.0, 4.0), 1),
+        (Held("b", "p2", "10.0.0.1", 5.0, 6.0), 0),
+        (Held("b", "p2", "10.0.0.2", 3.0, 4.0), 0),
+    ],
+)
+def test_an_address_that_two_held_at_one_moment_is_found(other: Held, count: int) -> None:
+    """And one that the second got when the first had let go is not."""
+    first = Held("a", "p1", "10.0.0.1", 1.0, 5.0)
+    found = doubled([History("a", [first]), History("b", [other])])
+    assert len(found) == count
+    assert all("a/p1" in text and "b/p2" in text for text in found)

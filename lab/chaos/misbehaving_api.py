@@ -1,0 +1,340 @@
+"""A: addresses while the Kubernetes API refuses, forgets to answer, lags, or is paused for.
+
+The API is the lab's double, in this process; nodes are hammer.py's. No namespaces are needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from random import Random
+
+from cni.attachment import Attachment
+from cni.ipam.allocator import Allocator
+from cni.ipam.block import BlockState
+from cni.ipam.choice import NoAddress
+from lab.apiserver.schema import load_schemas
+from lab.apiserver.server import ApiDouble
+from lab.apiserver.state import KINDS, Key, State
+from lab.build import PROJECT_DIR
+from lab.chaos.hammer import PACE, History, doubled, hammer, read_history
+from lab.chaos.rows import Row, Stage, Verdict
+from routing.controller.blocks import GRACE_S, BlockCollector
+from routing.datastore.kubernetes import KubernetesStore
+from routing.datastore.snapshot import IPPoolResource, Meta, NodeResource, NodeStatusResource
+
+NODES = 12
+HAMMERED_S = 15.0
+ROUNDS_MAX = 4
+"""Of the control: two nodes must meet by chance."""
+ENDURANCE_S = 600.0
+ENDURANCE_NODES = 20
+PAUSE_S = 5.0
+POOL = ip_network("10.244.0.0/23")
+BLOCK_SIZE = 29
+"""64 blocks of 8: a node with twenty pods has three, and gives some back all the time."""
+MANY_NODES = 150
+PODS_EACH = 11
+_BLOCKS = next(kind for kind in KINDS if kind.kind == "Block")
+_NODES = next(kind for kind in KINDS if kind.kind == "Node")
+
+Fields = dict[str, object]
+
+
+@asynccontextmanager
+async def _servers(*lags_s: float) -> AsyncIterator[tuple[list[ApiDouble], list[Path]]]:
+    """API servers before one state, each so far behind; and a kubeconfig for each."""
+    state = State(load_schemas())
+    async with AsyncExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s32-hammer-")))
+        servers, kubeconfigs = [], []
+        for number, lag_s in enumerate(lags_s):
+            server = ApiDouble(state)
+            server.lag_s = lag_s
+            await server.start()
+            stack.push_async_callback(server.stop)
+            servers.append(server)
+            kubeconfigs.append(server.write_kubeconfig(directory / f"kubeconfig{number}"))
+        yield servers, kubeconfigs
+
+
+async def _put_pool(kubeconfig: Path, cidr: str, block_size: int) -> None:
+    store = await KubernetesStore.open(kubeconfig)
+    try:
+        await store.create(IPPoolResource(Meta("chaos"), ip_network(cidr), block_size))
+    finally:
+        await store.close()
+
+
+def _judge(verdict: Verdict, histories: Sequence[History]) -> None:
+    """0 held twice, 0 leaked, and enough happened to say so."""
+    pods = sum(len(history.held) for history in histories)
+    refused = sum(history.refused for history in histories)
+    twice = doubled(histories)
+    unknown = [f"{h.node}: {text}" for h in histories for text in h.unknown]
+    verdict.note(
+        f"{len(histories)} nodes, {pods} addresses held, {refused} ADDs refused, "
+        f"{len(twice)} doubled, {len(unknown)} blocks that their node does not know"
+    )
+    verdict.must(pods > 20 * len(histories), f"only {pods} addresses were held at all")
+    verdict.must(not twice, f"held twice: {twice[:2]}")
+    verdict.must(not unknown, f"leaked: {unknown[:3]}")
+
+
+def _hammered(
+    prepare: Callable[[ApiDouble], None], *, lags_s: Sequence[float] = (0.0,)
+) -> Callable[[object, Verdict], None]:
+    """An experiment: nodes hammer servers that were prepared so."""
+
+    async def histories(verdict: Verdict) -> list[History]:
+        async with _servers(*lags_s) as (servers, kubeconfigs):
+            await _put_pool(kubeconfigs[0], str(POOL), BLOCK_SIZE)
+            for server in servers:
+                prepare(server)
+            nodes = [
+                hammer(kubeconfigs[n % len(kubeconfigs)], f"node-{n}",
+                       duration_s=HAMMERED_S, seed=n)
+                for n in range(NODES)
+            ]  # fmt: skip
+            found = await asyncio.gather(*nodes)
+            writes = sum(
+                number
+                for server in servers
+                for (verb, what), number in server.calls.items()
+                if what == "blocks" and verb in {"create", "update", "delete"}
+            )
+            verdict.note(f"{writes} writes of blocks")
+        return list(found)
+
+    def run(_world: object, verdict: Verdict) -> None:
+        _judge(verdict, asyncio.run(histories(verdict)))
+
+    return run
+
+
+def without_comparing(_world: object, verdict: Verdict) -> None:
+    """Control: a server that takes every write must give addresses out twice."""
+
+    async def histories() -> list[History]:
+        async with _servers(0.0) as ((server,), (kubeconfig,)):
+            await _put_pool(kubeconfig, "10.244.0.0/26", BLOCK_SIZE)
+            server.state.compares = False
+            # Slow, or two would seldom come between a look and a write.
+            server.fault(verb="create", resource="blocks", slow_s=0.2, times=1_000_000)
+            nodes = [
+                hammer(kubeconfig, f"node-{n}", duration_s=HAMMERED_S / 3, seed=n)
+                for n in range(NODES)
+            ]
+            return list(await asyncio.gather(*nodes))
+
+    twice: list[str] = []
+    for _ in range(ROUNDS_MAX):
+        twice += doubled(asyncio.run(histories()))
+        if twice:
+            break
+    verdict.note(f"{len(twice)} addresses held twice")
+    verdict.must(bool(twice), "must double, and did not")
+
+
+def _conflicts(server: ApiDouble) -> None:
+    for verb in ("create", "update", "delete"):
+        server.fault(verb=verb, resource="blocks", status=409, share=0.5, times=1_000_000)
+
+
+def _cut_after_commit(server: ApiDouble) -> None:
+    for verb in ("create", "update", "delete"):
+        server.fault(verb=verb, resource="blocks", after_commit=True, share=0.3, times=1_000_000)
+
+
+def _nothing(_server: ApiDouble) -> None:
+    """Lag is a server's own."""
+
+
+def claimed_at_once(_world: object, verdict: Verdict) -> None:
+    """32 nodes want a block at once through the Kubernetes API; the pool has 16."""
+
+    async def ask(kubeconfig: Path, number: int) -> str | None:
+        store = await KubernetesStore.open(kubeconfig, pace=PACE)
+        try:
+            pools = (await store.snapshot()).pools_for(f"node-{number}")
+            allocator = Allocator(f"node-{number}", store, lambda: pools, time.monotonic)
+            return str((await allocator.assign(_attachment(number)))[0])
+        except NoAddress:
+            return None
+        finally:
+            await store.close()
+
+    async def outcome() -> tuple[list[str | None], list[tuple[str, str, bool]]]:
+        async with _servers(0.0, 0.0, 2.0) as (servers, kubeconfigs):
+            await _put_pool(kubeconfigs[0], "10.244.0.0/22", 26)
+            given = await asyncio.gather(*(ask(kubeconfigs[n % 2], n) for n in range(32)))
+            blocks = servers[0].state.list(_BLOCKS, "")
+            return list(given), [
+                (b["spec"]["cidr"], b["spec"]["affinity"], b["spec"]["state"] == "confirmed")
+                for b in blocks
+            ]
+
+    given, blocks = asyncio.run(outcome())
+    served = [address for address in given if address]
+    strangers = [
+        f"node-{number} has {address}"
+        for number, address in enumerate(given)
+        if address
+        and (str(ip_network(f"{address}/26", strict=False)), f"host:node-{number}", True)
+        not in blocks
+    ]
+    verdict.note(
+        f"{len(served)} nodes served, {given.count(None)} told that the pool is exhausted, "
+        f"{len(blocks)} blocks, {sum(b[2] for b in blocks)} confirmed"
+    )
+    verdict.must(len(set(served)) == len(served), "an address was given twice")
+    verdict.must(not strangers, f"outside their blocks: {strangers[:2]}")
+    verdict.must(len(blocks) == 16 and all(b[2] for b in blocks), "not 16 confirmed blocks")
+    verdict.must(len({b[1] for b in blocks}) == 16, "a node has two blocks")
+    verdict.must(len(served) == 16, f"{len(served)} served, 16 owed")
+
+
+def paused_processes(_world: object, verdict: Verdict) -> None:
+    """Twenty processes behind three API servers of which one lags, for ten minutes; now and then
+    one of them stands still for five seconds, as under a hypervisor."""
+
+    async def histories() -> tuple[list[History], int]:
+        async with _servers(0.0, 0.0, 2.0) as (_, kubeconfigs):
+            await _put_pool(kubeconfigs[0], str(POOL), BLOCK_SIZE)
+            nodes = [_process(kubeconfigs[n % 3], n) for n in range(ENDURANCE_NODES)]
+            try:
+                pauses = await _pause(nodes)
+                texts = await asyncio.gather(
+                    *(asyncio.to_thread(node.communicate, timeout=120.0) for node in nodes)
+                )
+            finally:
+                for node in nodes:
+                    node.kill()
+                    node.wait()
+            return [read_history(text) for text, _ in texts], pauses
+
+    found, pauses = asyncio.run(histories())
+    verdict.note(f"{ENDURANCE_S:.0f} s, {pauses} pauses of {PAUSE_S:.0f} s")
+    verdict.must(pauses >= ENDURANCE_S / PAUSE_S / 2, f"only {pauses} pauses")
+    _judge(verdict, found)
+
+
+def _process(kubeconfig: Path, number: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "lab.chaos.hammer", "--kubeconfig", str(kubeconfig)]
+    command += ["--node", f"node-{number}", "--seed", str(number), "--seconds", str(ENDURANCE_S)]
+    return subprocess.Popen(
+        command, cwd=PROJECT_DIR, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+
+
+async def _pause(nodes: Sequence[subprocess.Popen[str]]) -> int:
+    """Stops one after another until the time is over; how often."""
+    random = Random(9)  # noqa: S311 - choices of a test
+    end_s, pauses = time.monotonic() + ENDURANCE_S - PAUSE_S, 0
+    while time.monotonic() < end_s:
+        victim = random.choice(nodes)
+        victim.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(PAUSE_S)
+        victim.send_signal(signal.SIGCONT)
+        pauses += 1
+    return pauses
+
+
+def all_nodes_deleted(_world: object, verdict: Verdict) -> None:
+    """150 nodes with eleven addresses each; then all Node objects go. The clock is the row's."""
+
+    async def outcome() -> tuple[int, int, int, float]:
+        async with _servers(0.0) as ((server,), (kubeconfig,)):
+            await _put_pool(kubeconfig, "10.244.0.0/16", 26)
+            store = await KubernetesStore.open(kubeconfig)
+            clock = _Clock()
+            try:
+                claimed = await _fill(store)
+                for number in range(MANY_NODES):
+                    server.state.delete(Key(_NODES, "", f"node-{number}"), {})
+                grown_from = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                collector = BlockCollector(store, clock=clock)
+                looks = 0
+                while server.state.list(_BLOCKS, "") and looks < 1000:
+                    await _look(store, collector)
+                    looks += 1
+                    clock.now_s += GRACE_S / 10
+                left = len(server.state.list(_BLOCKS, ""))
+                grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - grown_from
+                return claimed, left, grown, clock.now_s
+            finally:
+                await store.close()
+
+    claimed, left, grown_kib, took_s = asyncio.run(outcome())
+    verdict.note(
+        f"{claimed} blocks claimed, {left} left after {took_s / GRACE_S:.1f} times the grace time, "
+        f"memory grew by {grown_kib / 1024:.0f} MiB"
+    )
+    verdict.must(claimed == MANY_NODES, f"only {claimed} blocks were claimed")
+    verdict.must(left == 0, f"{left} blocks were not taken back")
+    # Two times for the two phases, and a look of a tenth of it for each of them.
+    verdict.must(took_s <= 2.4 * GRACE_S, f"took {took_s:.0f} s of {GRACE_S:.0f} s grace")
+    verdict.must(grown_kib < 20 * 1024, f"memory grew by {grown_kib / 1024:.0f} MiB")
+
+
+class _Clock:
+    """Moved by the row."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+async def _fill(store: KubernetesStore) -> int:
+    """Nodes and their addresses; how many blocks were claimed for them."""
+    pools = (await store.snapshot()).pools_for("node-0")
+    for number in range(MANY_NODES):
+        address = ip_address(f"172.30.{number}.1")
+        await store.create(NodeResource(Meta(f"node-{number}"), (address,)))
+        allocator = Allocator(f"node-{number}", store, lambda: pools, time.monotonic)
+        for pod in range(PODS_EACH):
+            await allocator.assign(_attachment(number * 100 + pod))
+    blocks = await store.list_blocks()
+    return sum(block.state is BlockState.CONFIRMED for block in blocks)
+
+
+async def _look(store: KubernetesStore, collector: BlockCollector) -> None:
+    statuses = [s for s in await store.list("NodeStatus") if isinstance(s, NodeStatusResource)]
+    snapshot = await store.snapshot()
+    await collector.look(snapshot, statuses)
+
+
+def _attachment(number: int) -> Attachment:
+    return Attachment("slash32", f"{number:064x}", "eth0")
+
+
+_NO = Stage.NO_LAB
+
+ROWS = [
+    Row("A0", "control: an API that compares nothing (whoever writes last wins)",
+        "must give addresses to two nodes", _NO, without_comparing, is_quick=True),
+    Row("A1b", "32 nodes claim at once from a pool of 16 blocks, Kubernetes API",
+        "16 confirmed blocks, 16 nodes served, 16 refused, 0 doubled", _NO, claimed_at_once,
+        control="A0", is_quick=True),
+    Row("A4", "every second write of a block answered 409", "0 doubled, 0 leaked", _NO,
+        _hammered(_conflicts), control="A0", is_quick=True),
+    Row("A5", "every third write of a block is done and never answered",
+        "0 doubled, 0 leaked", _NO, _hammered(_cut_after_commit), control="A0", is_quick=True),
+    Row("A6", "three API servers before one state, two of them 2 s and 10 s behind",
+        "0 doubled, 0 leaked", _NO, _hammered(_nothing, lags_s=(0.0, 2.0, 10.0)), control="A0"),
+    Row("A9", f"{ENDURANCE_NODES} processes, pauses of {PAUSE_S:.0f} s, three API servers, "
+        f"{ENDURANCE_S / 60:.0f} min of ADD and DEL", "no address held twice at any moment", _NO,
+        paused_processes, control="A0"),
+    Row("A13", f"{MANY_NODES} nodes with {PODS_EACH} addresses each, all deleted",
+        "all blocks back within two grace times, memory flat", _NO, all_nodes_deleted),
+]  # fmt: skip
