@@ -63,7 +63,6 @@ from routing.view import (
 )
 
 if TYPE_CHECKING:
-    from routing.web.recent import Recent
     from routing.web.server import WebServer
 from routing.view_rib import advertised_rows, kernel_rows, path_rows
 
@@ -79,11 +78,8 @@ class AlreadyRunning(Exception):
     """Another agent holds this run directory."""
 
 
-async def run_agent(settings: Settings, *, version: str, recent: Recent | None = None) -> None:
+async def run_agent(settings: Settings, *, version: str) -> None:
     """Runs the agent until SIGTERM or SIGINT.
-
-    Args:
-        recent: what happened lately, for the live page.
 
     Raises:
         AlreadyRunning: another live agent has the run directory.
@@ -94,7 +90,7 @@ async def run_agent(settings: Settings, *, version: str, recent: Recent | None =
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     with run_lock(settings):
-        async with Agent.build(settings, version=version, recent=recent) as agent:
+        async with Agent.build(settings, version=version) as agent:
             await agent.run_until(stop)
     log.info("agent_stopped", node=settings.node)
 
@@ -194,7 +190,6 @@ class Agent:
         )
         self._cni = CniServer(str(settings.cni_socket), self._metrics.verbs(self._attacher))
         self._web: WebServer | None = None
-        self._recent: Recent | None = None
         releases = Releases(
             node=settings.node,
             links=self._wiring,
@@ -221,9 +216,7 @@ class Agent:
 
     @classmethod
     @asynccontextmanager
-    async def build(
-        cls, settings: Settings, *, version: str, recent: Recent | None = None
-    ) -> AsyncIterator[Agent]:
+    async def build(cls, settings: Settings, *, version: str) -> AsyncIterator[Agent]:
         """An agent whose files and sockets are closed again on the way out."""
         async with AsyncExitStack() as stack:
             store = await open_store(
@@ -231,7 +224,6 @@ class Agent:
             )
             stack.push_async_callback(store.close)
             agent = cls(settings, version=version, store=store)
-            agent._recent = recent
             if agent._wishes is not None:
                 stack.push_async_callback(agent._wishes.close)
             stack.push_async_callback(agent._fib.close)
@@ -260,6 +252,8 @@ class Agent:
             await self._web.start()
         await self._speaker.start()
         self._loop.recall()
+        # Its first pass takes everything for new: who reads the journal must see why.
+        self._journal.add({"kind": "agent", "action": "started", "detail": self._version})
         await self._loop.run_pass()
         await self._cni.start()
         # What is alive now stays: the collector need not walk the libraries again at every ADD.
@@ -322,6 +316,7 @@ class Agent:
     def _web_server(self, port: int) -> WebServer:
         # Here and not above: aiohttp takes 0.2 s to import, which an agent without it need not pay.
         from routing.web.pages import pages
+        from routing.web.recent import JournalRecent
         from routing.web.server import WebServer
 
         def observe() -> Observation:
@@ -340,7 +335,7 @@ class Agent:
         return WebServer(
             pages(
                 observe=observe,
-                recent=self._recent,
+                recent=JournalRecent(self._settings.journal_file),
                 readiness=self._probe,
                 last_pass_s=last_pass_s,
             ),

@@ -13,19 +13,17 @@ import time
 import structlog
 
 from routing.printable import printable
-from routing.web.recent import RecentLines
 
 SECRET_WORDS = ("password", "secret", "token", "stdin", "environ")
 """A key with one of these in its name has a value that is nobody's business."""
 
 
-def configure_logging(*, level: str, style: str, recent: RecentLines | None = None) -> None:
+def configure_logging(*, level: str, style: str) -> None:
     """Sets up structlog and the standard library's logging to write one stream on stderr.
 
     Args:
         level: a logging level's name, such as ``info``.
         style: ``json`` or ``console``.
-        recent: keeps what is logged, for who asks what happened lately.
     """
     number = logging.getLevelNamesMapping()[level.upper()]
     shared: list[structlog.typing.Processor] = [
@@ -35,9 +33,8 @@ def configure_logging(*, level: str, style: str, recent: RecentLines | None = No
         structlog.processors.StackInfoRenderer(),
         structlog.processors.format_exc_info,
     ]
-    kept: list[structlog.typing.Processor] = [] if recent is None else [recent]
     structlog.configure(
-        processors=[*shared, *kept, *renderers(style, colors=sys.stderr.isatty())],
+        processors=[*shared, *renderers(style, colors=sys.stderr.isatty())],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
@@ -50,7 +47,7 @@ def configure_logging(*, level: str, style: str, recent: RecentLines | None = No
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LeafFormatter(style=style))
     root = logging.getLogger()
-    root.handlers[:] = [handler] if recent is None else [handler, recent]
+    root.handlers[:] = [handler]
     root.setLevel(number)
 
 

@@ -100,10 +100,8 @@ def agent(
     """
     from routing.agent import AlreadyRunning, run_agent
     from routing.telemetry import configure_logging
-    from routing.web.recent import RecentLines
 
-    recent = RecentLines() if http_port else None
-    configure_logging(level=log_level, style=log_format, recent=recent)
+    configure_logging(level=log_level, style=log_format)
     with errors_as_exit_codes():
         settings = Settings(
             node=node or default_node_name(),
@@ -117,7 +115,7 @@ def agent(
             metrics_address=_address(metrics_address),
         )
         try:
-            asyncio.run(run_agent(settings, version=version(), recent=recent))
+            asyncio.run(run_agent(settings, version=version()))
         except AlreadyRunning as error:
             raise Exit(str(error), FINDINGS) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
@@ -21,7 +22,7 @@ STUCK_S = 300.0
 def pages(
     *,
     observe: Callable[[], Observation],
-    recent: Recent | None,
+    recent: Recent,
     readiness: Callable[[], Unready | None],
     last_pass_s: Callable[[], float],
     clock: Callable[[], float] = time.monotonic,
@@ -30,21 +31,22 @@ def pages(
     """The metrics, the two probes, the live page and what it fetches.
 
     Args:
-        recent: what happened lately; None where nobody keeps it.
+        recent: what happened lately.
         last_pass_s: when the last pass ended, or when the agent started if none has.
     """
 
     scrape = Scrape(observe)
 
-    def events() -> list[Line]:
-        return [] if recent is None else recent.since(wall() - KEEP_S)
+    async def events() -> list[Line]:
+        # A file's end, in a thread: a disk that is slow must not hold an ADD up.
+        return await asyncio.to_thread(recent.since, wall() - KEEP_S)
 
     async def page() -> Reply:
-        text = live.page(observe(), events())
+        text = live.page(observe(), await events())
         return Reply(text.encode(), HTML, policy=live.page_policy())
 
     async def content() -> Reply:
-        return Reply(live.content(observe(), events()).encode(), HTML)
+        return Reply(live.content(observe(), await events()).encode(), HTML)
 
     async def metrics() -> Reply:
         return Reply(scrape.text(), CONTENT_TYPE)

@@ -1,29 +1,31 @@
-"""The last hour's changes, as the log told them; bounded, in memory.
+"""What a page shows of the last hour: the end of the journal on disk (routing/journal.py).
 
-A page wants to show what has just happened, and the log has a line for every change. It is kept
-here as it passes, after secrets were hidden. A journal on disk can stand in its place: whoever
-shows the lines needs ``since`` alone.
+The same that ``slash32 history`` tells, so that a restart of the agent takes nothing away. Only the
+end of the file is read, for a page that somebody leaves open asks every few seconds.
 """
 
 from __future__ import annotations
 
-import logging
-import time
-from collections import deque
-from collections.abc import Callable, MutableMapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+from routing.journal import read_journal_end
+
 KEEP_S = 3600.0
-KEEP_LINES = 2000
-SHOWN_KEYS_MAX = 12
 TEXT_MAX_CHARACTERS = 400
-_NO_DETAIL = frozenset({"event", "level", "timestamp", "logger", "exception", "exc_info"})
+_ALARMING = frozenset(
+    {
+        ("session", "down"), ("session", "flapped"), ("failure", "began"), ("path", "rejected"),
+        ("route", "repaired"), ("address", "released"),
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One change. ``at_s`` is Unix time; ``detail`` the keys and values."""
+    """One change. ``at_s`` is Unix time; ``detail`` what it concerns, and why."""
 
     at_s: float
     level: str
@@ -35,35 +37,36 @@ class Recent(Protocol):
     """Where a page gets what happened lately."""
 
     def since(self, at_s: float) -> list[Line]:
-        """What happened since then (Unix time), newest first."""
+        """What happened since then (Unix time), newest first. May read a file."""
 
 
-class RecentLines(logging.Handler):
-    """Keeps what passes: a processor of structlog, and a handler for the standard library."""
+class JournalRecent:
+    """From a node's journal.
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        super().__init__(logging.INFO)
-        self._clock = clock
-        self._lines: deque[Line] = deque(maxlen=KEEP_LINES)
+    Args:
+        path: the journal's newer file.
+    """
 
-    def __call__(
-        self, _logger: object, method: str, event: MutableMapping[str, Any]
-    ) -> MutableMapping[str, Any]:
-        """For structlog: keeps the line and passes it on."""
-        keys = [key for key in event if key not in _NO_DETAIL][:SHOWN_KEYS_MAX]
-        detail = " ".join(f"{key}={event[key]}" for key in keys)
-        self._keep(str(event.get("level", method)), str(event.get("event", "")), detail)
-        return event
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """For the standard library: ``event key=value ...``, as our leaves write it."""
-        event, _, detail = record.getMessage().partition(" ")
-        self._keep(record.levelname.lower(), event, detail)
-
-    def _keep(self, level: str, event: str, detail: str) -> None:
-        self._lines.append(Line(self._clock(), level, event, detail[:TEXT_MAX_CHARACTERS]))
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
     def since(self, at_s: float) -> list[Line]:
-        """What happened since then, newest first, an hour at most."""
-        oldest_s = max(at_s, self._clock() - KEEP_S)
-        return [line for line in reversed(self._lines) if line.at_s >= oldest_s]
+        """What happened since then, newest first; one line that says so when it cannot be read."""
+        try:
+            entries = read_journal_end(self._path)
+        except OSError as error:
+            return [Line(at_s, "warning", "journal", f"cannot be read: {error.strerror}")]
+        return [line_of(each) for each in reversed(entries) if float(each["at"]) >= at_s]
+
+
+def line_of(entry: Mapping[str, Any]) -> Line:
+    """An entry of the journal as a page's line."""
+    kind, action = str(entry.get("kind", "")), str(entry.get("action", ""))
+    subject = [str(entry[key]) for key in ("prefix", "what", "peer") if entry.get(key)]
+    words = [" ".join(subject), *(str(entry[k]) for k in ("reason", "detail") if entry.get(k))]
+    return Line(
+        float(entry["at"]),
+        "warning" if (kind, action) in _ALARMING else "info",
+        f"{kind} {action}",
+        "; ".join(word for word in words if word)[:TEXT_MAX_CHARACTERS],
+    )

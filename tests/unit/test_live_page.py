@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from ipaddress import ip_network
+from pathlib import Path
 
 import pytest
 
 from bgp.paths import PeerStatus, SessionState
 from cni.ipam.block import Block, BlockState
 from routing.datastore.snapshot import BGPPeerResource, IPPoolResource, Meta, NodeResource
+from routing.journal import Journal, read_journal, read_journal_end
 from routing.picture.heatmap import CELLS_MAX, FILL_MIN, to_heatmap
 from routing.report import PassReport
 from routing.web import live
 from routing.web.pages import pages
-from routing.web.recent import KEEP_LINES, Line, RecentLines
+from routing.web.recent import KEEP_S, JournalRecent, Line
 from tests.fakes.observation import BLOCK, TOR1, TOR2, observation
 
 POOL = IPPoolResource(Meta("pods"), ip_network("10.244.0.0/16"), 26)
@@ -162,22 +163,42 @@ def test_blocks_outside_the_pool_are_left_out():
 # -- what happened lately ------------------------------------------------------------------------
 
 
-def test_lines_of_both_loggers_are_kept_newest_first():
-    """Ours with keys, the leaves' as text; bounded in time and number."""
+def test_the_last_hours_lines_outlive_the_agent(tmp_path: Path):
+    """What one agent wrote, a page of the next one shows; newest first, what is older is not."""
     now_s = 10_000.0
-    recent = RecentLines(clock=lambda: now_s)
-    structlog_line = {"event": "route_created", "level": "info", "prefix": "10.0.0.0/8"}
-    assert recent(None, "info", structlog_line) is structlog_line
-    record = logging.LogRecord("cni", logging.INFO, "f", 1, "pod_attached link=%s", ("s32a",), None)
-    recent.handle(record)
-    assert [(line.event, line.detail) for line in recent.since(0)] == [
-        ("pod_attached", "link=s32a"),
-        ("route_created", "prefix=10.0.0.0/8"),
+    path = tmp_path / "journal"
+    assert JournalRecent(path).since(0) == []
+    journal = Journal(path, clock=lambda: now_s)
+    journal.add({"kind": "agent", "action": "started"})
+    now_s += 4000
+    entry = {"kind": "session", "action": "down", "peer": "192.0.2.1", "reason": "hold timer"}
+    journal.add(entry)
+    journal.add({"kind": "route", "action": "created", "prefix": "10.0.0.0/8", "detail": "via x"})
+    journal.close()
+    assert JournalRecent(path).since(now_s - KEEP_S) == [
+        Line(now_s, "info", "route created", "10.0.0.0/8; via x"),
+        Line(now_s, "warning", "session down", "192.0.2.1; hold timer"),
     ]
-    now_s += 3601
-    assert recent.since(0) == []
-    for number in range(KEEP_LINES + 10):
-        recent(None, "info", {"event": f"e{number}", "level": "info"})
-    kept = recent.since(0)
-    assert len(kept) == KEEP_LINES
-    assert kept[0].event == f"e{KEEP_LINES + 9}"
+
+
+def test_only_the_end_of_a_long_journal_is_read_across_its_two_files(tmp_path: Path):
+    """A line that the cut goes through is none; the older file fills up what the newer lacks."""
+    path = tmp_path / "journal"
+    journal = Journal(path, clock=lambda: 1.0, max_bytes=4000)
+    for number in range(100):
+        journal.add({"kind": "route", "action": "created", "what": f"{number:03}"})
+    journal.close()
+    assert (tmp_path / "journal.1").exists()
+    whole = [each["what"] for each in read_journal(path)]
+    ends = [each["what"] for each in read_journal_end(path, max_bytes=1000)]
+    assert 10 < len(ends) < len(whole)
+    assert ends == whole[-len(ends) :]
+    everything = [each["what"] for each in read_journal_end(path, max_bytes=1 << 20)]
+    assert everything == whole
+
+
+def test_a_journal_that_cannot_be_read_is_said(tmp_path: Path):
+    """An empty table would be taken for peace."""
+    (tmp_path / "journal").mkdir()
+    (line,) = JournalRecent(tmp_path / "journal").since(0)
+    assert "cannot be read" in line.detail
