@@ -65,6 +65,16 @@ class AttributeSets:
         return known
 
 
+def offers_of(paths: Iterable[Path]) -> Offers:
+    """What ``paths`` say, by prefix."""
+    sets = AttributeSets()
+    found: dict[Nlri, tuple[PathAttributes, ...]] = {}
+    for path in paths:
+        nlri = nlri_of(path.prefix)
+        found[nlri] = (*found.get(nlri, ()), sets.of(path))
+    return found
+
+
 class AdjRibIn:
     """All peers' tables. Not thread-safe; one task folds events into it."""
 

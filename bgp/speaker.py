@@ -27,6 +27,7 @@ from pathlib import Path as FilePath
 
 from bgp import exabgp_api as api
 from bgp import exabgp_commands as commands
+from bgp.adj_rib import Offers
 from bgp.advertising import AdvertisementDelta as AdvertisementDelta
 from bgp.advertising import AdvertisementKey as AdvertisementKey
 from bgp.advertising import BgpFailure as BgpFailure
@@ -36,7 +37,6 @@ from bgp.conf_file import ConfFile
 from bgp.conversation import Conversation, ConversationLost
 from bgp.exabgp_api import Hello
 from bgp.exabgp_commands import ProtocolError
-from bgp.nlri import prefix_of
 from bgp.paths import (
     Address,
     Advertisement,
@@ -45,7 +45,6 @@ from bgp.paths import (
     Path,
     Peer,
     PeerStatus,
-    Prefix,
     SessionUp,
 )
 from bgp.sessions import RejectedRoute, Sessions
@@ -171,13 +170,18 @@ class Speaker:
         rib = self._beliefs.rib
         return frozenset((peer, prefix) for peer in rib.peers() for prefix in rib.stale(peer))
 
-    def take_changes(self) -> Mapping[Prefix, tuple[Path, ...]] | None:
-        """Each prefix whose paths changed since the last call, with all it has; None: any may."""
-        changes = self._beliefs.rib.take_changes()
-        if changes is None:
-            return None
-        prefixes = {prefix_of(nlri): said for nlri, said in changes.items()}
-        return {p: tuple(each.path(p) for each in said) for p, said in prefixes.items()}
+    def offers(self) -> Offers:
+        """The Adj-RIB-In by prefix, stale paths included. A copy."""
+        return self._beliefs.rib.offers()
+
+    def received(self) -> Mapping[Address, int]:
+        """How many prefixes each peer has sent."""
+        return self._beliefs.rib.counts()
+
+    def take_changes(self) -> Offers | None:
+        """Each prefix whose paths changed since the last call, with what is said of it now; None:
+        any may have."""
+        return self._beliefs.rib.take_changes()
 
     def take_lost_next_hops(self) -> frozenset[Address]:
         """The next hops that went with a session or a sweep since the last call, and that no path

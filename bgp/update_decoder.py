@@ -43,6 +43,13 @@ _FAMILIES = {b"\x00\x01\x01": Family.IPV4, b"\x00\x02\x01": Family.IPV6}
 _SAMPLES = {Family.IPV4: prefix_of(bytes(5)), Family.IPV6: prefix_of(bytes(17))}
 """A prefix of each family, to judge next hops by."""
 
+_ONE_GONE_V4 = 11
+"""Length, two lengths, and a prefix of five octets."""
+_ONE_GONE_V6 = 23
+"""An MP_UNREACH_NLRI with one prefix of 17 octets; one more with an extended length."""
+_HOST_OCTET = bytes(0 if length <= 24 else 0xFF >> (length - 24) for length in range(33))
+"""What of the last octet is beyond an IPv4 prefix of 25 bits or more, by its length."""
+
 Judged = PathAttributes | str
 """What routes with some attributes and next hop become; or why they are refused."""
 
@@ -120,10 +127,11 @@ class UpdateDecoder:
     ) -> Iterator[EndOfRib]:
         """Fills ``batch``; yields where an End-of-RIB parts what is before and after it."""
         plain = self._plain.setdefault((peer, is_ebgp), {})
-        routes = batch.routes
         offset, size = 0, len(raw)
         while offset < size:
-            end = offset + int.from_bytes(raw[offset : offset + 2], "big") - 17
+            if size - offset < 6:
+                raise BadNlri(f"{size - offset} bytes left at {offset}")
+            end = offset + (raw[offset] << 8 | raw[offset + 1]) - 17
             if end > size or end < offset + 6:
                 raise BadNlri(f"an UPDATE of {end - offset} bytes at {offset}")
             # A cluster's blocks, one an UPDATE: attributes that are known, one /25 or longer.
@@ -134,16 +142,58 @@ class UpdateDecoder:
                 if (
                     judged.__class__ is PathAttributes
                     and 25 <= length <= 32
-                    and not raw[end - 1] & (0xFF >> (length - 24))
+                    and not raw[end - 1] & _HOST_OCTET[length]
                 ):
-                    routes[raw[stop:end]] = judged
+                    batch.routes[raw[stop:end]] = judged
                     offset = end
                     continue
+            elif end - offset == _ONE_GONE_V4 and raw[offset + 2 : offset + 4] == b"\0\5":
+                # Its withdrawal: no attributes.
+                length = raw[offset + 4]
+                is_host = raw[offset + 8] & _HOST_OCTET[length] if 25 <= length <= 32 else 1
+                if not is_host and raw[end - 2 : end] == b"\0\0":
+                    batch.routes[raw[offset + 4 : offset + 9]] = None
+                    offset = end
+                    continue
+            elif (
+                stop == end
+                and not raw[offset + 2]
+                and not raw[offset + 3]
+                and self._one_v6(peer, raw[offset + 6 : stop], is_ebgp, batch)
+            ):
+                offset = end
+                continue
             ended = self._update(peer, raw[offset + 2 : end], is_ebgp, batch)
             if ended is not None:
                 yield EndOfRib(peer, ended)
-            routes = batch.routes
             offset = end
+
+    def _one_v6(self, peer: Address, block: bytes, is_ebgp: bool, batch: _Batch) -> bool:
+        """An UPDATE of nothing but these attributes, when it announces by attributes that are known
+        or withdraws one prefix; whether it was that."""
+        if len(block) in (_ONE_GONE_V6, _ONE_GONE_V6 + 1) and block[1] == _MP_UNREACH:
+            at = len(block) - 17
+            length = block[at]
+            is_long = bool(block[0] & _EXTENDED_LENGTH)
+            said = block[2] << 8 | block[3] if is_long else block[2]
+            if (
+                said == 20
+                and is_long == (len(block) != _ONE_GONE_V6)
+                and block[at - 3 : at] == b"\0\2\1"
+                and 121 <= length <= 128
+                and not block[-1] & _HOST_OCTET[length - 96]
+            ):
+                batch.routes[block[at:]] = None
+                return True
+            return False
+        guessed = self._guess_reach(peer, block, is_ebgp)
+        if guessed is None:
+            return False
+        judged, nlris, unsound = guessed
+        if unsound:
+            batch.refuse(unsound, "host-bits")
+        batch.announce(nlris, judged)
+        return True
 
     def _update(self, peer: Address, body: bytes, is_ebgp: bool, batch: _Batch) -> Family | None:
         """One UPDATE into ``batch``; the family whose End-of-RIB it is."""
@@ -159,12 +209,6 @@ class UpdateDecoder:
         found = self._plain[peer, is_ebgp].get(block)
         reach: tuple[Judged, list[Nlri], list[Nlri]] | None = None
         if found is None:
-            if not (gone or announced or unsound or odd):
-                guessed = self._guess_reach(peer, block, is_ebgp)
-                if guessed is not None:
-                    batch.refuse(guessed[2], "host-bits")
-                    batch.announce(guessed[1], guessed[0])
-                    return None
             parts = _split(block)
             if parts.unreach is not None:
                 family = _FAMILIES.get(parts.unreach[:3])

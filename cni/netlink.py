@@ -97,6 +97,7 @@ ATTRIBUTE = struct.Struct("=HH")
 _ACK = struct.Struct("=4xH2xI4xi16x")
 """Type, sequence and code of an acknowledgement that carries nothing else."""
 _TYPE_MASK = 0x3FFF
+_U16 = struct.Struct("=H")
 _U32 = struct.Struct("=I")
 _I32 = struct.Struct("=i")
 
@@ -389,6 +390,31 @@ class NetlinkSocket:
                 self._exchange(requests[start:stop], start, outcomes)
         return outcomes
 
+    def execute_packed(self, messages: bytearray, size: int) -> dict[int, NetlinkError]:
+        """Sends whole messages of ``size`` bytes each, one after the other in ``messages``, whose
+        sequence numbers are written here; which were refused, by their place.
+
+        Raises:
+            OSError: as ``execute``.
+        """
+        refused: dict[int, NetlinkError] = {}
+        count = len(messages) // size
+        at_once = max(1, min(self._max_count, BATCH_BYTES // size))
+        with self._lock:
+            for start in range(0, count, at_once):
+                batch = messages[start * size : (start + at_once) * size]
+                number = len(batch) // size
+                first = self._next_sequences(number)
+                stamps = struct.pack(f"={number}I", *range(first, first + number))
+                for octet in range(4):
+                    batch[8 + octet :: size] = stamps[octet::4]
+                last = (number - 1) * size + 6
+                (flags,) = _U16.unpack_from(batch, last)
+                _U16.pack_into(batch, last, flags | NLM_F_ACK)
+                for index, refusal in self._send_and_hear(batch, first, number).items():
+                    refused[start + index] = refusal
+        return refused
+
     def must(self, *requests: Request) -> None:
         """Sends all; raises the first refusal.
 
@@ -434,7 +460,7 @@ class NetlinkSocket:
                     return bodies
         raise NetlinkError(errno.EINTR, f"the table changed during each of {DUMP_ATTEMPTS} dumps")
 
-    def dump_routes(self, body: bytes) -> list[bytes]:
+    def dump_routes(self, body: bytes, keep: Callable[[bytes], bool] | None = None) -> list[bytes]:
         """The bodies of a RTM_GETROUTE dump; none when the table does not exist yet.
 
         A new namespace has no IPv4 main table before its first route.
@@ -443,7 +469,7 @@ class NetlinkSocket:
             NetlinkError: as ``dump``.
         """
         try:
-            return self.dump(RTM_GETROUTE, body)
+            return self.dump(RTM_GETROUTE, body, keep=keep)
         except NetlinkError as error:
             if error.errno == errno.ENOENT:
                 return []
@@ -471,17 +497,24 @@ class NetlinkSocket:
     def _exchange(
         self, requests: Sequence[Request], start: int, outcomes: list[NetlinkError | None]
     ) -> None:
-        last = len(requests) - 1
-        if self._sequence + len(requests) > _SEQUENCE_MAX:
-            self._sequence = 0
-        first = self._sequence + 1
-        self._sequence += len(requests)
+        first = self._next_sequences(len(requests))
+        last = first + len(requests) - 1
         parts: list[bytes] = []
         for number, request in enumerate(requests, first):
-            flags = request.flags | NLM_F_REQUEST | (NLM_F_ACK if number == first + last else 0)
+            flags = request.flags | NLM_F_REQUEST | (NLM_F_ACK if number == last else 0)
             parts.append(HEADER.pack(16 + len(request.body), request.kind, flags, number, 0))
             parts.append(request.body)
-        self._socket.send(b"".join(parts))
+        for index, refusal in self._send_and_hear(b"".join(parts), first, len(requests)).items():
+            outcomes[start + index] = refusal
+
+    def _send_and_hear(
+        self, data: bytes | bytearray, first: int, count: int
+    ) -> dict[int, NetlinkError]:
+        """Sends ``count`` messages whose sequence numbers begin with ``first`` and whose last asks
+        for an ACK; which of them were refused."""
+        last = count - 1
+        refused: dict[int, NetlinkError] = {}
+        self._socket.send(data)
         answered: set[int] = set()
         lost: NetlinkError | None = None
         while last not in answered:
@@ -497,16 +530,17 @@ class NetlinkSocket:
             if len(received) == _ACK.size and not answered and lost is None:
                 kind, number, code = _ACK.unpack(received)
                 if (kind, number, code) == (NLMSG_ERROR, first + last, 0):
-                    return  # One answer, to the last: everything was accepted.
+                    return refused  # One answer, to the last: everything was accepted.
             for kind, flags, sequence, _port, payload in messages(received):
                 index = sequence - first
                 if kind == NLMSG_ERROR and 0 <= index <= last:
                     answered.add(index)
-                    outcomes[start + index] = _refusal(flags, payload)
+                    refusal = _refusal(flags, payload)
+                    if refusal is not None:
+                        refused[index] = refusal
         if lost is not None:
-            for index in range(len(requests)):
-                if index not in answered:
-                    outcomes[start + index] = lost
+            refused.update((index, lost) for index in range(count) if index not in answered)
+        return refused
 
     def _dump_once(
         self, kind: int, body: bytes, keep: Callable[[bytes], bool] | None
@@ -547,8 +581,15 @@ class NetlinkSocket:
             raise
 
     def _next_sequence(self) -> int:
-        self._sequence = self._sequence + 1 if self._sequence < _SEQUENCE_MAX else 1
-        return self._sequence
+        return self._next_sequences(1)
+
+    def _next_sequences(self, count: int) -> int:
+        """The first of ``count`` numbers in a row that no answer under way has."""
+        if self._sequence + count > _SEQUENCE_MAX:
+            self._sequence = 0
+        first = self._sequence + 1
+        self._sequence += count
+        return first
 
 
 def _error_head(kind: int) -> int:

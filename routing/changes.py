@@ -14,6 +14,7 @@ from typing import Any
 from bgp.paths import Path, PeerStatus
 from routing.desired import Desired
 from routing.report import PassReport
+from routing.route_table import differing
 from routing.routes import Address, Prefix, Route, RouteKey, next_hops_text
 
 Entry = dict[str, Any]
@@ -74,8 +75,6 @@ def _sessions(
 
 
 def _rejections(before: Desired, after: Desired) -> Iterator[Entry]:
-    if before.rejected == after.rejected:
-        return
     known = {(r.path.peer, r.path.prefix): r.reason for r in before.rejected}
     for each in after.rejected:
         key = (each.path.peer, each.path.prefix)
@@ -89,29 +88,28 @@ def _rejections(before: Desired, after: Desired) -> Iterator[Entry]:
 def _routes(
     before: PassReport, after: PassReport, sessions: Mapping[Address, SessionMark]
 ) -> Iterator[Entry]:
-    old, new = before.desired.routes, after.desired.routes
-    # Most passes change nothing: one comparison of whole tables, at the speed of the interpreter.
-    if old == new and after.actual == new:
-        return
+    old, new, found = before.desired.routes, after.desired.routes, after.actual
     failed = {failure.key for failure in (*before.failures, *after.failures)}
-    for key, route in new.items():
-        was = old.get(key)
-        if was != route:
+    changed = differing(old, new)
+    for key in changed:
+        was, route = old.get(key), new.get(key)
+        if route is not None:
             yield _route(after.desired, key, route, was, _why_wanted(before, after, key, was))
-            continue
-        found = after.actual.get(key)
-        if found == route or not before.passes or f"route {key.prefix}" in failed:
-            continue
-        reason = _GONE if found is None else "another hand changed it"
-        yield _route(after.desired, key, route, found, reason, action="repaired")
-    held = {each.what: each.gate for each in after.held}
-    for key, was in old.items():
-        if key not in new:
-            gate = held.get(f"route {key.prefix}")
-            yield _entry(
-                "route", "held" if gate else "deleted", prefix=str(key.prefix),
-                detail=next_hops_text(was), reason=gate or _why_gone(before, key, sessions),
-            )  # fmt: skip
+    if before.passes:
+        known = set(changed)
+        for key in differing(found, new):
+            if key in new and key not in known and f"route {key.prefix}" not in failed:
+                there = found.get(key)
+                reason = _GONE if there is None else "another hand changed it"
+                yield _route(after.desired, key, new[key], there, reason, action="repaired")
+    gone = [key for key in changed if key not in new]
+    gates = {each.what: each.gate for each in after.held} if gone else {}
+    for key in gone:
+        gate = gates.get(f"route {key.prefix}")
+        yield _entry(
+            "route", "held" if gate else "deleted", prefix=str(key.prefix),
+            detail=next_hops_text(old[key]), reason=gate or _why_gone(before, key, sessions),
+        )  # fmt: skip
 
 
 def _route(

@@ -1,30 +1,39 @@
 """The heart: what this node's tables should say, computed from everything it knows. Pure.
 
 No I/O and no clock. ``desired(inputs)`` is called on every pass with whole inputs and returns
-whole tables; nothing here remembers the previous answer.
-
-The order of a learned path's way: import policy (one path at a time), max-prefix, owners, next
-hops, the decision process, one origin. What falls out has a reason token (docs/policy.md).
+whole tables; nothing here remembers the previous answer. What becomes of a learned path is
+``learning.py``'s, and ``remote.py`` asks it once for all prefixes that are alike.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 
-from bgp.decision import best_paths
+from bgp.adj_rib import Offers
+from bgp.nlri import nlri_of
 from bgp.paths import Advertisement, Path, Peer
-from cni.ipam.block import Block, BlockState
+from cni.ipam.block import Block
 from cni.podlink import GATEWAY_V4
 from routing.datastore.snapshot import Snapshot
 from routing.drain import DrainPhase
 from routing.export_policy import AdvertisementKey, Export, Speaking, export
-from routing.import_policy import ImportPolicy, RejectedPath, within_limits, without
+from routing.import_policy import RejectedPath
+from routing.learning import Rules, own_blocks
 from routing.links import LinkState
-from routing.next_hops import KernelRoute, Resolver, resolve_all
-from routing.ownership import NOT_OWNER, Ownership, OwnershipConflict, guard, one_origin
+from routing.next_hops import KernelRoute
+from routing.ownership import OwnershipConflict
+from routing.remote import (
+    BestPaths,
+    Decisions,
+    RejectedPaths,
+    Remote,
+    conflicts_of,
+    refused_of,
+)
+from routing.route_table import RouteTable
 from routing.routes import (
     Address,
     NextHop,
@@ -35,9 +44,7 @@ from routing.routes import (
     host_prefix,
     next_hop_order,
 )
-from routing.topology import AbsentPeer, SessionIntent, Topology, find_node, node_asn
-
-NEXT_HOP_UNREACHABLE = "next-hop-unreachable"
+from routing.topology import AbsentPeer, SessionIntent, Topology
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,7 @@ class Inputs:
     Attributes:
         pod_addresses: host interface to its pod's addresses.
         topology: the sessions that ``snapshot`` asks for.
+        offers: the Adj-RIB-In: what each peer says of each prefix.
         peer_sources: our end of each session by peer address (absent: no way to the peer).
         lingering: sessions that are asked for no more and kept for a while (make before break).
         closed: peers whose session is kept closed, and why.
@@ -58,7 +66,7 @@ class Inputs:
     snapshot: Snapshot
     pod_addresses: Mapping[str, tuple[Address, ...]]
     topology: Topology
-    paths: Iterable[Path]
+    offers: Offers
     links: Mapping[str, LinkState]
     peer_sources: Mapping[Address, Address]
     lingering: Mapping[Address, SessionIntent] = field(default_factory=dict)
@@ -73,6 +81,8 @@ class Desired:
 
     Attributes:
         peers: the sessions as the speaker takes them; ``sessions`` has their intents.
+        best: the best paths of each prefix that has any; ``rejected`` what is not used, and why.
+        remote: what these two, and the routes to other nodes, are made of.
         backing: the routes that must be in the kernel before a prefix may be announced.
         absent: peers that should have a session and have none, and why.
         to_close: peers that exceed maxPrefixes so that their session must end, and why. They are
@@ -80,7 +90,7 @@ class Desired:
         conflicts: blocks that somebody announces who does not own them.
     """
 
-    routes: Mapping[RouteKey, Route] = field(default_factory=dict)
+    routes: Mapping[RouteKey, Route] = field(default_factory=RouteTable)
     kinds: Mapping[RouteKey, RouteKind] = field(default_factory=dict)
     peers: Mapping[Address, Peer] = field(default_factory=dict)
     sessions: Mapping[Address, SessionIntent] = field(default_factory=dict)
@@ -88,20 +98,37 @@ class Desired:
     advertisements: Mapping[AdvertisementKey, Advertisement] = field(default_factory=dict)
     backing: Mapping[Prefix, frozenset[RouteKey]] = field(default_factory=dict)
     best: Mapping[Prefix, tuple[Path, ...]] = field(default_factory=dict)
-    rejected: tuple[RejectedPath, ...] = ()
+    rejected: Sequence[RejectedPath] = ()
+    remote: Remote = field(default_factory=Remote)
     to_close: Mapping[Address, str] = field(default_factory=dict)
     conflicts: tuple[OwnershipConflict, ...] = ()
     problems: tuple[str, ...] = ()
     phase: DrainPhase = DrainPhase.SERVING
 
 
-def desired(inputs: Inputs) -> Desired:
-    """What every table of this node should hold."""
+def desired(inputs: Inputs, before: Decisions | None = None) -> Desired:
+    """What every table of this node should hold.
+
+    Args:
+        before: the decisions of an earlier call, to be used again where the rules are the same.
+    """
     problems: list[str] = list(inputs.topology.problems)
     blocks = own_blocks(inputs.snapshot.blocks, inputs.node)
     sessions, peers, absent = _sessions(inputs, problems)
-    learned = learn(inputs, blocks, sessions, peers)
+    rules = Rules(
+        inputs.snapshot,
+        inputs.node,
+        tuple(block.cidr for block in blocks),
+        dict(sessions),
+        dict(peers),
+        inputs.links,
+        inputs.kernel_routes,
+    )
+    decisions = before if before is not None and before.rules.is_like(rules) else Decisions(rules)
+    learned = decisions.all(inputs.offers)
     problems += learned.problems
+    conflicts = conflicts_of(learned.outcomes)
+    problems += dict.fromkeys(map(str, conflicts))
     for address, reason in learned.to_close.items():
         absent.append(AbsentPeer(sessions.pop(address), f"closed: {reason}"))
         peers.pop(address)
@@ -110,7 +137,7 @@ def desired(inputs: Inputs) -> Desired:
     kinds: dict[RouteKey, RouteKind] = {}
 
     def want(prefix: Prefix, next_hops: Iterable[NextHop], kind: RouteKind) -> None:
-        # The first kind to name a prefix keeps it: local truth is laid down before remote news.
+        # The first kind to name a prefix keeps it.
         key = RouteKey(prefix)
         if key not in routes:
             routes[key] = Route(key, tuple(sorted(next_hops, key=next_hop_order)))
@@ -125,33 +152,29 @@ def desired(inputs: Inputs) -> Desired:
     # Proxy-ARP answers for the gateway only when the host itself has a route to it, and on a node
     # that learns its default route by BGP there is none until BGP is up (DESIGN.md, gateway).
     want(IPv4Network((GATEWAY_V4, 32)), [NextHop("lo")], RouteKind.GATEWAY)
-    for prefix, paths in learned.best.items():
-        key = RouteKey(prefix)
-        if key not in routes:
-            routes[key] = remote_route(prefix, paths, learned)
-            kinds[key] = RouteKind.REMOTE
+    remote = Remote(learned.outcomes, refused_of(learned.outcomes), decisions)
+    grouped = {n: o.hops for n, o in learned.outcomes.items() if o.hops is not None}
+    # Local truth is laid down before remote news.
+    for key in routes:
+        grouped.pop(nlri_of(key.prefix), None)
+    table = RouteTable(routes, grouped)
     exported = _export(inputs, blocks, sessions, peers)
     return Desired(
-        routes=routes,
-        kinds=kinds,
+        routes=table,
+        kinds=RouteKinds(kinds, table),
         peers=peers,
         sessions=sessions,
         absent=tuple(absent),
         advertisements=exported.advertisements,
         backing=exported.backing,
-        best=learned.best,
-        rejected=learned.rejected,
+        best=BestPaths(remote.outcomes),
+        rejected=RejectedPaths(remote),
+        remote=remote,
         to_close=learned.to_close,
-        conflicts=learned.conflicts,
+        conflicts=conflicts,
         problems=(*problems, *exported.problems),
         phase=inputs.phase,
     )
-
-
-def own_blocks(blocks: Iterable[Block], node: str) -> list[Block]:
-    """The confirmed blocks of ``node``, in address order; nothing else is routed or announced."""
-    mine = [b for b in blocks if b.node == node and b.state is BlockState.CONFIRMED]
-    return sorted(mine, key=lambda b: (b.cidr.version, int(b.cidr.network_address)))
 
 
 def _sessions(
@@ -179,82 +202,6 @@ def _sessions(
     return sessions, peers, absent
 
 
-@dataclass(frozen=True, slots=True)
-class Learned:
-    """What remains of what peers said, and what became of the rest."""
-
-    best: Mapping[Prefix, tuple[Path, ...]]
-    hops: Mapping[tuple[Address, Prefix], frozenset[NextHop]]
-    rejected: tuple[RejectedPath, ...]
-    to_close: Mapping[Address, str]
-    conflicts: tuple[OwnershipConflict, ...]
-    problems: tuple[str, ...]
-
-
-def remote_route(prefix: Prefix, chosen: Iterable[Path], learned: Learned) -> Route:
-    """The route that the best paths of a prefix make."""
-    hops = frozenset().union(*(learned.hops[path.peer, prefix] for path in chosen))
-    return Route(RouteKey(prefix), tuple(sorted(hops, key=next_hop_order)))
-
-
-def learn(
-    inputs: Inputs,
-    blocks: list[Block],
-    sessions: Mapping[Address, SessionIntent],
-    peers: Mapping[Address, Peer],
-) -> Learned:
-    """Default deny: a path is used only when no rule has a reason against it."""
-    this_node = find_node(inputs.snapshot, inputs.node)
-    own_asn = None if this_node is None else node_asn(inputs.snapshot, this_node)
-    own_prefixes = [block.cidr for block in blocks]
-    resolver = Resolver(inputs.links, inputs.kernel_routes)
-    policy = ImportPolicy(inputs.snapshot, own_prefixes, sessions, inputs.links, resolver, own_asn)
-    received: Counter[Address] = Counter()
-    accepted: list[Path] = []
-    rejected: list[RejectedPath] = []
-    for path in inputs.paths:
-        received[path.peer] += 1
-        reason = policy.judge(path)
-        if reason is None:
-            accepted.append(path)
-        else:
-            rejected.append(RejectedPath(path, *reason))
-
-    limits = within_limits(received, accepted, sessions)
-    rejected += limits.rejected
-    accepted = without(accepted, limits.rejected)
-
-    ownership = Ownership(inputs.snapshot, sessions)
-    accepted, refused = guard(accepted, ownership, in_sync=inputs.snapshot.in_sync)
-    rejected += [RejectedPath(path, NOT_OWNER, str(conflict)) for path, conflict in refused]
-
-    def decide(candidates: Iterable[Path]) -> Mapping[Prefix, tuple[Path, ...]]:
-        return best_paths(candidates, peers)
-
-    hops, waiting = resolve_all(accepted, resolver, decide)
-    rejected += [
-        RejectedPath(
-            path,
-            NEXT_HOP_UNREACHABLE,
-            f"no route to next hop {path.next_hop} now; it is used as soon as there is one",
-        )
-        for path in waiting
-    ]
-    candidates = [path for path in accepted if (path.peer, path.prefix) in hops]
-    chosen = decide(candidates)
-    shared = [prefix for prefix, paths in chosen.items() if len(paths) > 1]
-    best, doubled = one_origin(chosen, ownership, filter(policy.is_in_pool, shared))
-    conflicts = (*(conflict for _, conflict in refused), *doubled)
-    return Learned(
-        best=best,
-        hops=hops,
-        rejected=tuple(rejected),
-        to_close=limits.to_close,
-        conflicts=conflicts,
-        problems=(*limits.problems, *dict.fromkeys(str(conflict) for conflict in conflicts)),
-    )
-
-
 def _export(
     inputs: Inputs,
     blocks: list[Block],
@@ -269,3 +216,43 @@ def _export(
         inputs.links,
         inputs.phase,
     )
+
+
+class RouteKinds(Mapping[RouteKey, RouteKind]):
+    """What each route is for: of those that were learned there are too many to say it of each."""
+
+    def __init__(self, local: Mapping[RouteKey, RouteKind], routes: RouteTable) -> None:
+        self._local = local
+        self._routes = routes
+
+    def __getitem__(self, key: RouteKey) -> RouteKind:
+        kind = self._local.get(key)
+        if kind is None and key not in self._routes:
+            raise KeyError(key)
+        return kind or RouteKind.REMOTE
+
+    def __iter__(self) -> Iterator[RouteKey]:
+        return iter(self._routes)
+
+    def __len__(self) -> int:
+        return len(self._routes)
+
+    def counts(self) -> Counter[str]:
+        """How many there are of each."""
+        counts = Counter(kind.value for kind in self._local.values())
+        remote = len(self._routes.grouped)
+        return counts + Counter({RouteKind.REMOTE.value: remote})
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return dict(self.items()) == dict(other.items())
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def kind_counts(desired: Desired) -> Counter[str]:
+    """How many routes of each kind are wanted."""
+    if isinstance(desired.kinds, RouteKinds):
+        return desired.kinds.counts()
+    return Counter(kind.value for kind in desired.kinds.values())

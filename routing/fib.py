@@ -26,7 +26,6 @@ import errno
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -34,6 +33,7 @@ from ipaddress import ip_address, ip_interface
 from socket import AF_INET, AF_INET6, AF_UNSPEC
 from typing import Protocol, TypeVar
 
+from bgp.nlri import Nlri, nlri_of
 from cni import netlink as nl
 from cni.attachment import HOST_IFNAME_PREFIX
 from cni.netlink import Event, NetlinkError, NetlinkSocket, Request
@@ -48,13 +48,15 @@ from routing.next_hop_objects import (
     id_of,
 )
 from routing.next_hops import KernelRoute
-from routing.routes import METRIC, PROTOCOL, TABLE_MAIN, Address, NextHop, Route, RouteKey
+from routing.route_table import Hops, RouteTable, hops_of, is_grouped, key_of
+from routing.route_work import Work
+from routing.routes import METRIC, PROTOCOL, TABLE_MAIN, Address, Route, RouteKey
 from routing.rtmessage import (
     Holder,
     UnknownInterface,
     delete_route,
     dump_body,
-    key_of,
+    grouped_routes,
     new_route,
     parse_holder,
     parse_route,
@@ -116,8 +118,8 @@ class FibClosed(Exception):
 class Fib(Protocol):
     """The port that routing/reconcile.py writes routes through."""
 
-    async def read(self) -> dict[RouteKey, Route]:
-        """Every route of ours, both families."""
+    async def read(self) -> Mapping[RouteKey, Route]:
+        """Every route of ours, both families; ``apply`` may change the very answer."""
 
     async def apply(self, delta: Delta[RouteKey, Route]) -> list[Failure[RouteKey]]:
         """Creates, replaces, deletes, in this order; goes on past failures and returns them."""
@@ -194,14 +196,16 @@ class KernelFib:
                 )
             )
             self._stack = stack.pop_all()
-        self._mirror: dict[RouteKey, Route] | None = None
-        """What the kernel holds, as far as it was told to us; None: to be dumped."""
+        self._table = RouteTable()
+        """What the kernel held when it was dumped, and what we have changed since."""
+        self._is_believed = False
+        """Whether nothing else can have changed; if not, it is dumped again."""
+        self._foreign: frozenset[Nlri] | None = None
+        """The destinations of others' routes with our metric; None: to be found out."""
         self._mirrored_at_s = 0.0
         self._is_disturbed = False
         self._changes = 0
         """How many deltas have been applied, for a dump that one of them overtook."""
-        self._grouped: dict[bytes, Route] = {}
-        self._groups: dict[int, tuple[NextHop, ...]] = {}
         self._unused: set[int] = set()
         self._unused_at = -1
         """After which delta these groups had no route of ours."""
@@ -216,23 +220,25 @@ class KernelFib:
 
     # -- the Fib -----------------------------------------------------------------------------
 
-    async def read(self) -> dict[RouteKey, Route]:
-        """Every route of ours, both families. Not to be changed by the caller.
+    async def read(self) -> RouteTable:
+        """Every route of ours, both families. Not to be changed by the caller, but by ``apply``:
+        who wants to know later what was there now takes a copy.
 
         Raises:
             NetlinkError: the kernel gave no consistent table.
         """
         self._take_events()
-        if self._mirror is not None and time.monotonic() - self._mirrored_at_s < BELIEVED_S:
-            return self._mirror
+        if self._is_believed and time.monotonic() - self._mirrored_at_s < BELIEVED_S:
+            return self._table
         changes, started_s = self._changes, time.monotonic()
-        self._mirror = None
+        self._is_believed, self._foreign = False, None
         self._is_disturbed = False
         routes = await self._run(self._read, self._entries_last_read > INLINE_ROUTES)
         self._entries_last_read = len(routes)
         self._take_events()
+        self._table = routes
         if changes == self._changes and not self._is_disturbed:
-            self._mirror, self._mirrored_at_s = routes, started_s
+            self._is_believed, self._mirrored_at_s = True, started_s
         return routes
 
     async def apply(self, delta: Delta[RouteKey, Route]) -> list[Failure[RouteKey]]:
@@ -245,30 +251,35 @@ class KernelFib:
         Raises:
             OSError: the socket failed, or the table could not be read to look up a holder.
         """
-
-        moved = self._whole_groups(delta)
+        if delta.delete is self._table:
+            # All that was read: what others add meanwhile is not meant.
+            delta = Delta(delta.create, delta.replace, self._table.copy())
+        work = Work.of(delta)
+        moved = self._whole_groups(work)
         is_known = self._unused_at == self._changes and len(self._unused) > UNUSED_GROUPS
         unused = frozenset(self._unused) if is_known else frozenset()
 
-        def work(socket: NetlinkSocket) -> list[Failure[RouteKey]]:
-            return _Pass(socket, self._families).apply(delta, moved, unused)
+        foreign = self._foreign
 
-        mirror, self._mirror = self._mirror, None
+        def do(socket: NetlinkSocket) -> tuple[list[Failure[RouteKey]], frozenset[Nlri] | None]:
+            one = _Pass(socket, self._families, foreign)
+            return one.apply(work, moved, unused), one.foreign
+
+        was_believed, self._is_believed = self._is_believed, False
         self._is_disturbed = False
         self._changes += 1
-        changes = self._changes
+        changes, table = self._changes, self._table
         # A replace reads the table first.
-        reads_much = bool(delta.replace) and self._entries_last_read > INLINE_ROUTES
-        failures = await self._run(work, reads_much or len(delta) > INLINE_CHANGES)
+        reads_much = bool(work.replace) or (bool(work.regroup) and foreign is None)
+        reads_much = reads_much and self._entries_last_read > INLINE_ROUTES
+        failures, foreign = await self._run(do, reads_much or len(work) > INLINE_CHANGES)
         is_alone = changes == self._changes
         self._changes += 1
-        if mirror is not None and not failures and is_alone and not self._is_disturbed:
-            routes = dict(mirror)
-            routes.update(delta.create)
-            routes.update((key, new) for key, (_old, new) in delta.replace.items())
-            for key in delta.delete:
-                routes.pop(key, None)
-            self._mirror = routes
+        # Into the very table that was read, believed or not: a copy of 100,000 entries for each
+        # pod's route would take longer than the kernel does.
+        work.put_into(table, {failure.key for failure in failures})
+        if was_believed and not failures and is_alone and not self._is_disturbed:
+            self._is_believed, self._foreign = True, foreign
         return failures
 
     async def abandon(self, gateways: Collection[Address]) -> int:
@@ -286,27 +297,29 @@ class KernelFib:
             # What the next pass does one by one.
             changed = 0
         if changed:
-            self._mirror = None
+            self._is_believed = False
             self._changes += 1
         return changed
 
-    def _whole_groups(
-        self, delta: Delta[RouteKey, Route]
-    ) -> dict[tuple[NextHop, ...], tuple[NextHop, ...]]:
+    def _whole_groups(self, work: Work) -> dict[Hops, Hops]:
         """Which next hops are replaced in every single route that has them, all by the same."""
-        if len(delta.replace) < MANY_REPLACED or self._mirror is None:
+        if len(work.regroup) < MANY_REPLACED or not self._is_believed:
             return {}
-        going: dict[tuple[NextHop, ...], set[tuple[NextHop, ...]]] = {}
-        count: Counter[tuple[NextHop, ...]] = Counter()
-        for old, new in delta.replace.values():
-            count[old.next_hops] += 1
-            going.setdefault(old.next_hops, set()).add(new.next_hops)
-        have = Counter(route.next_hops for route in self._mirror.values())
-        return {
-            old: next(iter(news))
-            for old, news in going.items()
-            if len(news) == 1 and count[old] == have[old] and _is_grouped(old, next(iter(news)))
-        }
+        # By identity: hashing as many next hops takes longer than the kernel needs for the routes.
+        going: dict[int, tuple[Hops, Hops]] = {}
+        split: set[int] = set()
+        for old, new in work.regroup.values():
+            if going.setdefault(id(old), (old, new))[1] is not new:
+                split.add(id(old))
+        for number in split:
+            del going[number]
+        # From the end: of a table that is replaced as it comes, what is still to come is there.
+        for nlri, hops in reversed(self._table.grouped.items()):
+            if id(hops) in going and nlri not in work.regroup:
+                del going[id(hops)]
+                if not going:
+                    break
+        return dict(going.values())
 
     async def links(self) -> dict[str, LinkState]:
         """Every interface by name, with its addresses.
@@ -409,7 +422,7 @@ class KernelFib:
             return
         events, has_overflowed = self._event_socket.events(max_datagrams=EVENT_DATAGRAMS_AT_ONCE)
         if has_overflowed or any(self._disturbs(event) for event in events):
-            self._mirror, self._is_disturbed = None, True
+            self._is_believed, self._is_disturbed, self._foreign = False, True, None
         reasons = {reason for event in events if (reason := self._reason(event)) is not None}
         if has_overflowed:
             reasons.add(OVERFLOW)
@@ -482,7 +495,7 @@ class KernelFib:
 
     # -- reading -----------------------------------------------------------------------------
 
-    def _read(self, socket: NetlinkSocket) -> dict[RouteKey, Route]:
+    def _read(self, socket: NetlinkSocket) -> RouteTable:
         """Messages that are as they were last time are not parsed again, unless an interface got
         another name: at 10,000 routes that is 0.05 s against 0.2."""
         parsed, names = self._parsed
@@ -499,49 +512,45 @@ class KernelFib:
             return names[ifindex]
 
         seen: dict[bytes, Route] = {}
-        grouped: dict[bytes, Route] = {}
-        held = self._grouped
+        grouped: dict[Nlri, Hops] = {}
         groups = self._read_groups(socket, name_of)
+        used: set[int] = set()
         for family in self._families:
             for body in socket.dump_routes(dump_body(family, protocol=PROTOCOL)):
                 sliced = slice_grouped(body)
                 hops = groups.get(sliced[1]) if sliced is not None else None
                 if sliced is not None and hops is not None:
-                    place = sliced[0]
-                    known = held.get(place)
-                    if known is None:
-                        known = Route(key_of(place), hops)
-                    elif known.next_hops is not hops:
-                        known = Route(known.key, hops)
-                    grouped[place] = known
+                    grouped[sliced[0]] = hops
+                    used.add(sliced[1])
                     continue
                 route = parsed.get(body) or parse_route(body, name_of)
-                if route is not None:
-                    seen[body] = route
-        used = {hop.ifname for route in seen.values() for hop in route.next_hops}
-        self._parsed = seen, {index: name for index, name in names.items() if name in used}
-        self._grouped = grouped
-        in_use = set(map(id, (route.next_hops for route in grouped.values())))
-        self._unused = {number for number, hops in groups.items() if id(hops) not in in_use}
+                if route is None:
+                    continue
+                seen[body] = route
+                if (number := id_of(body)) is not None and number in groups:
+                    # A default route has no destination, and is not sliced.
+                    grouped[nlri_of(route.key.prefix)] = groups[number]
+                    used.add(number)
+        named = {hop.ifname for route in seen.values() for hop in route.next_hops}
+        self._parsed = seen, {index: name for index, name in names.items() if name in named}
+        self._unused = groups.keys() - used
         self._unused_at = self._changes
-        found = {route.key: route for route in seen.values()}
-        found.update((route.key, route) for route in grouped.values())
-        return found
+        table = RouteTable(grouped=grouped)
+        for route in seen.values():
+            if nlri_of(route.key.prefix) not in grouped:
+                table.single[route.key] = route
+        return table
 
     def _read_groups(
         self, socket: NetlinkSocket, name_of: Callable[[int], str | None]
-    ) -> dict[int, tuple[NextHop, ...]]:
+    ) -> dict[int, Hops]:
         try:
             fresh = NextHopObjects(socket).hops(name_of)
         except NetlinkError:
             # A kernel without them (before 5.3): every route carries its own next hops.
             return {}
-        # The same object as last time where nothing changed, so that routes can be kept.
-        self._groups = {
-            number: hops if (hops := self._groups.get(number)) == new else new
-            for number, new in fresh.items()
-        }
-        return self._groups
+        # The one object for these next hops, so that tables are compared by identity.
+        return {number: hops_of(hops) for number, hops in fresh.items()}
 
     def _read_links(self, socket: NetlinkSocket) -> dict[str, LinkState]:
         """As with routes, a link that is described as last time is not parsed again."""
@@ -568,40 +577,145 @@ class KernelFib:
 
 
 class _Pass:
-    """One apply: a cache of interface indexes, and the failures so far."""
+    """One apply: a cache of interface indexes, and the failures so far.
 
-    def __init__(self, socket: NetlinkSocket, families: Collection[int]) -> None:
+    Args:
+        foreign: the destinations of others' routes with our metric, where they are known.
+    """
+
+    def __init__(
+        self,
+        socket: NetlinkSocket,
+        families: Collection[int],
+        foreign: frozenset[Nlri] | None = None,
+    ) -> None:
+        self.foreign = foreign
         self._socket = socket
         self._families = families
         self._indexes: dict[str, int | None] = {}
         self._failures: list[Failure[RouteKey]] = []
         self._objects: NextHopObjects | None = None
-        self._groups: dict[tuple[NextHop, ...], int | NoNextHop] = {}
+        self._groups: dict[Hops, int | NoNextHop] = {}
 
     def apply(
-        self,
-        delta: Delta[RouteKey, Route],
-        moved: Mapping[tuple[NextHop, ...], tuple[NextHop, ...]],
-        unused: Collection[int],
+        self, work: Work, moved: Mapping[Hops, Hops], unused: Collection[int]
     ) -> list[Failure[RouteKey]]:
         # One by one an ADD's route and a DEL's come here; what is empty must cost nothing.
-        hops = {route.next_hops for route in delta.create.values()}
-        hops |= {new.next_hops for _old, new in delta.replace.values()}
-        if any(_is_grouped(each) for each in hops):
+        if (
+            work.group
+            or work.regroup
+            or any(is_grouped(new.next_hops) for _old, new in work.replace.values())
+        ):
             # A kernel without them (before 5.3) refuses, and every route carries its next hops.
             with suppress(NetlinkError):
                 self._objects = NextHopObjects(self._socket)
                 self._remove_groups(unused)
-        done = {old for old, new in moved.items() if self._move(old, new)}
-        if delta.create:
-            self._create(delta.create, "create")
-        if delta.replace:
-            self._replace(
-                {k: new for k, (old, new) in delta.replace.items() if old.next_hops not in done}
-            )
-        if delta.delete:
-            self._delete(delta.delete)
+        done = {id(old) for old, new in moved.items() if self._move(old, new)}
+        if work.group:
+            self._group(work.group)
+        if work.create:
+            self._create(work.create, "create")
+        if work.regroup:
+            self._regroup({n: new for n, (old, new) in work.regroup.items() if id(old) not in done})
+        if work.replace:
+            self._replace({key: new for key, (_old, new) in work.replace.items()})
+        if work.ungroup:
+            self._ungroup(work.ungroup)
+        if work.delete:
+            self._delete(work.delete)
         return self._failures
+
+    # -- the many ----------------------------------------------------------------------------
+
+    def _group(self, routes: Mapping[Nlri, Hops]) -> None:
+        flags = nl.NLM_F_CREATE | nl.NLM_F_EXCL
+        held: dict[RouteKey, Route] = {}
+        for nlri, refusal in self._send_grouped(routes, "create", flags):
+            if refusal.errno == errno.EEXIST:
+                route = Route(key_of(nlri), routes[nlri])
+                held[route.key] = route
+            else:
+                self._fail(key_of(nlri), "create", refusal)
+        self._create_over(held, "create")
+
+    def _regroup(self, routes: Mapping[Nlri, Hops]) -> None:
+        """NLM_F_REPLACE takes whoever is there, so those that others hold are found out first."""
+        if self.foreign is None:
+            self.foreign = self._find_foreign()
+        guarded = self.foreign.intersection(routes)
+        self._replace({key_of(nlri): Route(key_of(nlri), routes[nlri]) for nlri in guarded})
+        rest = {n: hops for n, hops in routes.items() if n not in guarded} if guarded else routes
+        flags = nl.NLM_F_CREATE | nl.NLM_F_REPLACE
+        for nlri, refusal in self._send_grouped(rest, "replace", flags):
+            self._fail(key_of(nlri), "replace", refusal)
+
+    def _ungroup(self, routes: Mapping[Nlri, Hops]) -> None:
+        for nlri, refusal in self._send_packed(routes, nl.RTM_DELROUTE, 0, lambda _hops: 0):
+            if refusal.errno != errno.ESRCH:
+                self._fail(key_of(nlri), "delete", refusal)
+
+    def _send_grouped(
+        self, routes: Mapping[Nlri, Hops], operation: str, flags: int
+    ) -> Iterable[tuple[Nlri, NetlinkError]]:
+        """Writes routes; the refusals. What has no group is a failure already, or, on a kernel
+        without nexthop objects, is written with its own next hops."""
+        if self._objects is None:
+            values = {key_of(nlri): Route(key_of(nlri), hops) for nlri, hops in routes.items()}
+            return [(nlri_of(k.prefix), e) for k, e in self._send(values, operation, flags)]
+
+        def group_of(hops: Hops) -> int | None:
+            try:
+                return self._group_of(hops)
+            except NoNextHop as error:
+                for nlri, each in routes.items():
+                    if each is hops:
+                        self._fail(key_of(nlri), operation, error)
+                return None
+
+        return self._send_packed(routes, nl.RTM_NEWROUTE, flags, group_of)
+
+    def _send_packed(
+        self,
+        routes: Mapping[Nlri, Hops],
+        kind: int,
+        flags: int,
+        group_of: Callable[[Hops], int | None],
+    ) -> Iterable[tuple[Nlri, NetlinkError]]:
+        # By identity: hashing next hops takes longer than writing the route.
+        alike: dict[tuple[int, int, int], tuple[Hops, list[Nlri]]] = {}
+        for nlri, hops in routes.items():
+            key = id(hops), len(nlri), nlri[0]
+            found = alike.get(key)
+            if found is None:
+                alike[key] = hops, [nlri]
+            else:
+                found[1].append(nlri)
+        refused: list[tuple[Nlri, NetlinkError]] = []
+        groups: dict[int, int | None] = {}
+        for (identity, _, _), (hops, nlris) in alike.items():
+            if identity not in groups:
+                groups[identity] = group_of(hops)
+            group = groups[identity]
+            if group is None:
+                continue
+            messages, size = grouped_routes(nlris, kind, flags, group)
+            refusals = self._socket.execute_packed(messages, size)
+            refused += [(nlris[place], refusal) for place, refusal in refusals.items()]
+        return refused
+
+    def _find_foreign(self) -> frozenset[Nlri]:
+        """The destinations of others' routes with our metric, from a dump of the whole table."""
+        found: set[Nlri] = set()
+        for family in self._families:
+            body = dump_body(family, protocol=0)
+            for other in self._socket.dump_routes(body, keep=lambda each: each[5] != PROTOCOL):
+                holder = parse_holder(other)
+                _version, packed, length = holder.place
+                if holder.metric == METRIC:
+                    found.add(bytes((length,)) + packed)
+        return frozenset(found)
+
+    # -- groups ------------------------------------------------------------------------------
 
     def _remove_groups(self, unused: Collection[int]) -> None:
         """Those that no route of ours used a moment ago, and none of anybody else's now."""
@@ -615,7 +729,7 @@ class _Pass:
                     used |= {number}
         self._objects.remove_unused(used)
 
-    def _move(self, old: tuple[NextHop, ...], new: tuple[NextHop, ...]) -> bool:
+    def _move(self, old: Hops, new: Hops) -> bool:
         """Every route that leads to ``old`` at once; False when they must be moved one by one."""
         if self._objects is None:
             return False
@@ -624,13 +738,13 @@ class _Pass:
         except NoNextHop:
             return False
 
-    def _group_of(self, hops: tuple[NextHop, ...]) -> int:
+    def _group_of(self, hops: Hops) -> int:
         """The group for these next hops; 0 when the route carries them itself.
 
         Raises:
             NoNextHop: there is none and none can be made.
         """
-        if self._objects is None or not _is_grouped(hops):
+        if self._objects is None or not is_grouped(hops):
             return 0
         if hops not in self._groups:
             try:
@@ -649,6 +763,10 @@ class _Pass:
                 held[key] = routes[key]
             else:
                 self._fail(key, operation, refusal)
+        self._create_over(held, operation)
+
+    def _create_over(self, held: Mapping[RouteKey, Route], operation: str) -> None:
+        """Of keys that somebody holds: ours are brought to what is wanted, others' are failures."""
         if not held:
             return
         # What vanished between the refusal and the look-up is the next pass's business.
@@ -748,11 +866,6 @@ class _Pass:
 
     def _fail(self, key: RouteKey, operation: str, error: Exception) -> None:
         self._failures.append(Failure(key, operation, str(error)))
-
-
-def _is_grouped(*hops: tuple[NextHop, ...]) -> bool:
-    """Whether routes with these next hops name a group: they have gateways, all of them."""
-    return all(each and all(hop.gateway is not None for hop in each) for each in hops)
 
 
 def _look_up(socket: NetlinkSocket, destination: Address, *, flags: int) -> bytes | None:

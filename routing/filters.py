@@ -6,7 +6,7 @@ then, and a filter may well be created a moment after the peer that refers to it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -79,6 +79,14 @@ class Filters:
                     "rejects it",
                 )
         return Verdict()
+
+
+def compared_prefixes(snapshot: Snapshot) -> Iterator[Prefix]:
+    """Every prefix that a rule of some filter names for import."""
+    for each in snapshot.filters:
+        for rule in (*each.import_v4, *each.import_v6):
+            if rule.cidr is not None:
+                yield rule.cidr
 
 
 def _rules(found: BGPFilterResource, direction: Direction, version: int) -> tuple[FilterRule, ...]:

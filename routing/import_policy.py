@@ -8,7 +8,6 @@ owners and limits, which look at all paths together.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from ipaddress import ip_network
@@ -157,13 +156,14 @@ class ImportPolicy:
     def _judge_next_hop(self, next_hop: Address, session: SessionIntent) -> Reason | None:
         if next_hop in self._own_addresses:
             return "next-hop-self", f"next hop {next_hop} is an address of this node"
-        if _is_one_hop(session) and self._resolver.connected(next_hop) is None:
+        if is_one_hop(session) and self._resolver.connected(next_hop) is None:
             # RFC 4271 section 5.1.3: over one hop of eBGP it is on the shared subnet.
             return "next-hop-off-link", f"next hop {next_hop} is on no connected link that is up"
         return None
 
 
-def _is_one_hop(session: SessionIntent) -> bool:
+def is_one_hop(session: SessionIntent) -> bool:
+    """Whether its next hops must be on a link of ours."""
     return (
         session.kind is SessionKind.ROUTER
         and session.is_ebgp
@@ -188,7 +188,7 @@ class Limits:
 
 
 def within_limits(
-    received: Counter[Address],
+    received: Mapping[Address, int],
     accepted: Sequence[Path],
     sessions: Mapping[Address, SessionIntent],
 ) -> Limits:
@@ -201,7 +201,7 @@ def within_limits(
     to_close: dict[Address, str] = {}
     problems: list[str] = []
     for address, session in sessions.items():
-        limit, count = session.max_prefixes, received[address]
+        limit, count = session.max_prefixes, received.get(address, 0)
         if limit is None or count * 100 < limit * WARN_PERCENT:
             continue
         said = f"peer {session.name} {address} sends {count} prefixes, maxPrefixes is {limit}"

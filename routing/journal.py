@@ -79,8 +79,8 @@ class Journal:
             return
         if not entries:
             return
-        if len(entries) > ENTRIES_AT_ONCE:
-            left_out = len(entries) - ENTRIES_AT_ONCE
+        left_out = max(0, len(entries) - ENTRIES_AT_ONCE) + after.untold
+        if left_out:
             entries = entries[:ENTRIES_AT_ONCE]
             entries.append({"kind": "journal", "action": "left-out", "detail": str(left_out)})
         self._keep(entries, now_s)

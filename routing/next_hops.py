@@ -144,16 +144,14 @@ def resolve_all(
 
 
 def to_look_up(
-    paths: Iterable[Path], links: Mapping[str, LinkState], first: Iterable[Address] = ()
+    next_hops: Iterable[Address], links: Mapping[str, LinkState], first: Iterable[Address] = ()
 ) -> list[Address]:
-    """The next hops of ``paths`` that are on no link of ours, at most LOOK_UPS_MAX of them.
+    """Those of ``next_hops`` that are on no link of ours, at most LOOK_UPS_MAX of them.
 
     ``first`` are served first, so that a peer that makes up next hops crowds out its own.
     """
     resolver = Resolver(links, {})
-    off_link = {
-        each for each in {path.next_hop for path in paths} if resolver.connected(each) is None
-    }
+    off_link = {each for each in set(next_hops) if resolver.connected(each) is None}
     preferred = off_link.intersection(first)
     rest = sorted(off_link - preferred, key=lambda each: (each.version, int(each)))
     ordered = [*sorted(preferred, key=lambda each: (each.version, int(each))), *rest]

@@ -21,6 +21,7 @@ from routing.datastore.snapshot import (
     NodeStatusResource,
     PeerReport,
 )
+from routing.remote import counts_of, examples_of
 from routing.routes import Address
 from routing.view import Belief, Row, peer_rows, route_rows, status_row
 
@@ -109,7 +110,8 @@ def _timed(condition: Condition, before: Condition | None, now: datetime) -> Con
 def _peer(belief: Belief, row: Row, now: datetime) -> PeerReport:
     address = ip_address(row["peer"])
     since_s = row["since_s"]
-    rejected = sum(each.path.peer == address for each in belief.desired.rejected)
+    counts = counts_of(belief.desired.rejected)
+    rejected = sum(number for (peer, _), number in counts.items() if peer == address)
     return PeerReport(
         name=_resource_of(belief, address) or str(row["name"]),
         address=address,
@@ -184,7 +186,7 @@ def news(belief: Belief, starved: Mapping[str, str], before: Noticed) -> News:
         for pool, text in sorted(starved.items())
         if pool not in before.starved
     ]
-    rejected = {(each.path.peer, each.reason): each for each in reversed(belief.desired.rejected)}
+    rejected = examples_of(belief.desired.rejected)
     events += [
         _of_peer(
             belief,

@@ -30,20 +30,24 @@ from cni.wiring import ObservedLink
 from routing.announcer import Announcer
 from routing.datastore.cache import SnapshotCache
 from routing.datastore.snapshot import Datastore, Snapshot, StoreError
-from routing.delta import Delta, Failure, diff
+from routing.delta import Delta, Failure
 from routing.desired import Desired, Inputs, desired
 from routing.fib import Fib
 from routing.host_routes import HostRoutes
 from routing.knowledge import Knowledge
 from routing.links import LinkState
 from routing.next_hops import to_look_up
-from routing.report import STORE_OUT_OF_SYNC, Held, PassReport
+from routing.part import Allowance, changed_in, part_of
+from routing.remote import counts_of, news_of
+from routing.report import STORE_OUT_OF_SYNC, HeldList, PassReport
+from routing.route_diff import diff_routes
+from routing.route_table import RouteTable
 from routing.routes import Address, Prefix, Route, RouteKey, next_hops_text
 from routing.session_memory import SessionMemory
 from routing.speaking import SpeakerFace
 from routing.telemetry import RepeatFilter
 from routing.topology import PeerName, find_node, sessions_for
-from routing.update_lane import merged, relearn
+from routing.update_lane import merge, relearn
 
 log = structlog.get_logger("routing.reconcile")
 
@@ -115,7 +119,6 @@ class Reconciler:
         self._started_at_s = clock()
         self._kicked = asyncio.Event()
         self._reasons: set[str] = set()
-        self._last_inputs: Inputs | None = None
         self._knowledge = Knowledge(node=node, store=store, blocks=blocks, cache=cache)
         self._sessions = SessionMemory()
         self._was_complete: set[Address] = set()
@@ -125,6 +128,7 @@ class Reconciler:
         self._sound: dict[str, ObservedLink] = {}
         self._resync_due_s = clock() + resync_s
         self._repeats = RepeatFilter()
+        self._allowance = Allowance(clock)
         self._pass_done = asyncio.Condition()
         self._in_pass = False
         self.report = PassReport()
@@ -225,41 +229,44 @@ class Reconciler:
         Returns False when it takes a whole pass.
         """
         is_resync = self._clock() >= self._resync_due_s
-        if not reasons or self._last_inputs is None or is_resync or self._repair_due:
+        if not reasons or not self.report.passes or is_resync or self._repair_due:
             return False
         if not all(reason.startswith(UPDATE_KICK) for reason in reasons):
             return False
         changed = self._speaker.take_changes()
-        news = None if changed is None else relearn(self._last_inputs, self.report.desired, changed)
-        if changed is None or news is None:
+        last = self.report.desired
+        news = None if changed is None else relearn(last, changed, self._speaker.received())
+        if news is None:
             return False
-        wanted = merged(self.report.desired, news, changed)
-        self.report = replace(self.report, desired=wanted)
+        if not news.outcomes:
+            return True
         try:
             actual = await self._fib.read()
         except Exception as error:
             log.exception("kernel_read_failed", error=str(error))
             return False
-        failures: list[Failure[str]] = []
-        held: list[Held] = []
-        stale = {k: actual[k] for k, r in news.routes.items() if r is None and k in actual}
-        delta = diff(
-            {key: route for key, route in news.routes.items() if route is not None},
-            {key: actual[key] for key in news.routes if key in actual},
-            self._gate(wanted, held),
+        told = self._allowance.take(news.outcomes)
+        before = part_of(self.report, told)
+        merge(last, news)
+        after = part_of(replace(self.report, actual=actual), told)
+        delta, held = diff_routes(
+            RouteTable(grouped={n: hops for n, hops in news.hops.items() if hops is not None}),
+            RouteTable.of(actual).only(news.hops.keys()),
+            self._gate(last),
         )
+        failures: list[Failure[str]] = []
         if delta:
-            delete = {k: stale[k] for k in delta.delete if k not in self._host_routes.ensured}
-            await self._apply_fib(Delta(delta.create, delta.replace, delete), failures)
+            await self._apply_fib(self._without_ensured(delta), failures)
         if failures or held:
             # What did not happen is a whole pass's to tell of and to try again.
             self.kick("short_pass_incomplete")
         self.report = replace(self.report, actual=actual, finished_at_s=self._clock())
+        self._on_report(before, replace(after, untold=len(news.outcomes) - len(told)))
         return True
 
     async def _pass(self) -> bool:
         failures: list[Failure[str]] = []
-        held: list[Held] = []
+        held = HeldList()
         await self._leave_dead_next_hops()
         await self._ensure_edge(failures)
         await self._read_store(failures)
@@ -274,14 +281,12 @@ class Reconciler:
             return True
         await self._plan_sessions(links)
         self._speaker.take_changes()
-        inputs = await self._inputs(pods, links)
-        wanted = desired(inputs)
-        self._last_inputs = replace(inputs, paths=())
+        wanted = desired(await self._inputs(pods, links), self.report.desired.remote.decisions)
         self._sessions.close(wanted.to_close, self._sessions.plan.topology.sessions, self._clock())
         # Once complete is enough: a session that fails later takes its routes with it at once, and
         # a peer that is new has left nothing in the kernel.
         self._was_complete |= {a for a in wanted.peers if self._speaker.is_complete(a)}
-        await self._apply(wanted, actual, failures, held)
+        found = await self._apply(wanted, RouteTable.of(actual), failures, held)
         # By the clock, not by a quiet spell: on a busy node there is none.
         is_resync = self._clock() >= self._resync_due_s
         if self._repair_due or is_resync:
@@ -290,7 +295,14 @@ class Reconciler:
         if is_resync:
             self._resync_due_s = self._clock() + self._resync_s
             await self._release_empty_blocks(failures)
-        self._remember(wanted, actual, links, pods, failures, held)
+        before = self.report
+        self._remember(wanted, found, links, pods, failures, held)
+        changed = changed_in(before, self.report)
+        told = self._allowance.take(changed)
+        after = replace(part_of(self.report, told), untold=len(changed) - len(told))
+        self._on_report(part_of(before, told), after)
+        # From here on it is the table that lives: a copy a pass would be a second table.
+        self.report = replace(self.report, actual=actual)
         return bool(failures)
 
     async def _leave_dead_next_hops(self) -> None:
@@ -349,7 +361,7 @@ class Reconciler:
         actual = await self._fib.read()
         links = await self._fib.links()
         pods = await self._read_pods()
-        wanted = desired(await self._inputs(pods, links))
+        wanted = desired(await self._inputs(pods, links), self.report.desired.remote.decisions)
         return replace(self.report, desired=wanted, actual=actual, links=links, pods=pods)
 
     # -- reading ---------------------------------------------------------------------------
@@ -387,7 +399,7 @@ class Reconciler:
                 for address, peer in last.peers.items()
                 if self._speaker.is_complete(address) and self._announcer.has_told_all(peer)
             ],
-            used=[path for paths in last.best.values() for path in paths],
+            used=(path for paths in last.best.values() for path in paths),
             is_drained=node is not None and node.is_drained,
             announces=bool(await self._speaker.adj_rib_out()) if connected else None,
             now_s=self._clock(),
@@ -397,19 +409,20 @@ class Reconciler:
         self, pods: tuple[ObservedLink, ...], links: Mapping[str, LinkState]
     ) -> Inputs:
         plan = self._sessions.plan
-        paths = list(self._speaker.paths().values())
-        in_use = {path.next_hop for chosen in self.report.desired.best.values() for path in chosen}
+        offers = self._speaker.offers()
+        next_hops = {each.next_hop for said in set(offers.values()) for each in said}
+        in_use = self.report.desired.remote.next_hops()
         return Inputs(
             node=self._node,
             snapshot=self.snapshot,
             pod_addresses={pod.ifname: pod.record.addresses for pod in pods},
             topology=plan.topology,
-            paths=paths,
+            offers=offers,
             links=links,
             peer_sources=plan.sources,
             lingering=plan.lingering,
             closed=plan.closed,
-            kernel_routes=await self._fib.ways_to(to_look_up(paths, links, in_use)),
+            kernel_routes=await self._fib.ways_to(to_look_up(next_hops, links, in_use)),
             phase=plan.phase,
         )
 
@@ -418,22 +431,30 @@ class Reconciler:
     async def _apply(
         self,
         wanted: Desired,
-        actual: Mapping[RouteKey, Route],
+        actual: RouteTable,
         failures: list[Failure[str]],
-        held: list[Held],
-    ) -> None:
-        delta = diff(wanted.routes, actual, self._gate(wanted, held))
+        held: HeldList,
+    ) -> RouteTable:
+        """Returns the table as it was found; ``actual`` goes on to say what there is now."""
+        delta, held.routes = diff_routes(RouteTable.of(wanted.routes), actual, self._gate(wanted))
+        found = actual.copy() if delta else actual
         failed = await self._apply_fib(Delta(delta.create, delta.replace, {}), failures)
         if self._may_write_bgp():
             await self._announcer.set_peers(wanted, failures)
             await self._announcer.announce(
-                wanted, failed, failures, held, in_sync=self.snapshot.in_sync
+                wanted, failed, failures, held.others, in_sync=self.snapshot.in_sync
             )
-        # An ADD may have written one anew since this pass looked: a link rebuilt, say.
-        stale = {
-            k: route for k, route in delta.delete.items() if k not in self._host_routes.ensured
-        }
-        await self._apply_fib(Delta({}, {}, stale), failures)
+        await self._apply_fib(self._without_ensured(Delta({}, {}, delta.delete)), failures)
+        return found
+
+    def _without_ensured(self, delta: Delta[RouteKey, Route]) -> Delta[RouteKey, Route]:
+        """An ADD may have written a route anew since this pass looked: a link rebuilt, say."""
+        stale = delta.delete
+        ensured = self._host_routes.ensured
+        if isinstance(stale, RouteTable) and any(key in ensured for key in stale.single):
+            single = {k: route for k, route in stale.single.items() if k not in ensured}
+            stale = RouteTable(single, stale.grouped)
+        return Delta(delta.create, delta.replace, stale)
 
     async def _apply_fib(
         self, delta: Delta[RouteKey, Route], failures: list[Failure[str]]
@@ -477,14 +498,8 @@ class Reconciler:
         """Peers and announcements follow from the store; without it they stay as they are."""
         return self.snapshot.in_sync
 
-    def _gate(self, wanted: Desired, held: list[Held]) -> Callable[[RouteKey, Route], bool]:
-        def gate(key: RouteKey, route: Route) -> bool:
-            reason = self._closed_gate(route, wanted)
-            if reason is not None:
-                held.append(Held(f"route {key.prefix}", reason))
-            return reason is None
-
-        return gate
+    def _gate(self, wanted: Desired) -> Callable[[Route], str | None]:
+        return lambda route: self._closed_gate(route, wanted)
 
     def _closed_gate(self, route: Route, wanted: Desired) -> str | None:
         """Why ``route`` may not be deleted now, or None."""
@@ -557,7 +572,7 @@ class Reconciler:
         links: Mapping[str, LinkState],
         pods: tuple[ObservedLink, ...],
         failures: list[Failure[str]],
-        held: list[Held],
+        held: HeldList,
     ) -> None:
         keys = set()
         for failure in failures:
@@ -572,33 +587,30 @@ class Reconciler:
                     error=failure.error,
                     repeated=held_back,
                 )
-        for rejection in wanted.rejected:
-            key = f"rejected {rejection.path.peer} {rejection.path.prefix}"
-            keys.add(key)
-            if self._repeats.admit(key, rejection.reason) is not None:
-                log.info(
-                    "path_rejected",
-                    peer=str(rejection.path.peer),
-                    prefix=str(rejection.path.prefix),
-                    reason=rejection.reason,
-                )
+        fresh, more = news_of(self.report.desired.rejected, wanted.rejected, LOGGED_ONE_BY_ONE)
+        for rejection in fresh:
+            log.info(
+                "path_rejected",
+                peer=str(rejection.path.peer),
+                prefix=str(rejection.path.prefix),
+                reason=rejection.reason,
+            )
+        if more:
+            counts = {f"{peer} {r}": n for (peer, r), n in counts_of(wanted.rejected).items()}
+            log.info("paths_rejected", beyond_those_named=more, in_all=counts)
         for conflict in wanted.conflicts:
             key = f"conflict {conflict.peer} {conflict.prefix}"
             keys.add(key)
             if self._repeats.admit(key, str(conflict)) is not None:
                 log.warning("block_announced_by_another", conflict=str(conflict))
         self._repeats.retain(keys)
-        before, self.report = (
-            self.report,
-            PassReport(
-                desired=wanted,
-                actual=actual,
-                links=links,
-                pods=pods,
-                failures=tuple(failures),
-                held=tuple(held),
-                finished_at_s=self._clock(),
-                passes=self.report.passes + 1,
-            ),
+        self.report = PassReport(
+            desired=wanted,
+            actual=actual,
+            links=links,
+            pods=pods,
+            failures=tuple(failures),
+            held=held,
+            finished_at_s=self._clock(),
+            passes=self.report.passes + 1,
         )
-        self._on_report(before, self.report)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import overload
 
+from bgp.nlri import prefix_of
 from cni.wiring import ObservedLink
 from routing.delta import Failure
 from routing.desired import Desired
 from routing.links import LinkState
-from routing.routes import Route, RouteKey, RouteKind
+from routing.route_diff import HeldRoutes
+from routing.routes import Route, RouteKey
 
 STORE_OUT_OF_SYNC = "store-out-of-sync"
 """The gate that is closed while the store cannot be read."""
@@ -24,6 +27,36 @@ class Held:
 
 
 @dataclass(slots=True)
+class HeldList(Sequence[Held]):
+    """All that a pass holds: routes, of which there may be very many, and others."""
+
+    others: list[Held] = field(default_factory=list)
+    routes: HeldRoutes = field(default_factory=HeldRoutes)
+
+    def __len__(self) -> int:
+        return len(self.others) + len(self.routes.single) + len(self.routes.grouped)
+
+    def __iter__(self) -> Iterator[Held]:
+        yield from self.others
+        for key, gate in self.routes.single:
+            yield Held(f"route {key.prefix}", gate)
+        for nlri in self.routes.grouped:
+            yield Held(f"route {prefix_of(nlri)}", self.routes.gate)
+
+    @overload
+    def __getitem__(self, index: int) -> Held: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Held]: ...
+    def __getitem__(self, index: int | slice) -> Held | Sequence[Held]:
+        return list(self)[index]
+
+    def gates(self) -> set[str]:
+        """Which gates are closed."""
+        gates = {held.gate for held in self.others} | {gate for _, gate in self.routes.single}
+        return gates | {self.routes.gate} if self.routes.grouped else gates
+
+
+@dataclass(slots=True)
 class PassReport:
     """What the last pass believed and did; the CLI prints this."""
 
@@ -32,15 +65,19 @@ class PassReport:
     links: Mapping[str, LinkState] = field(default_factory=dict)
     pods: tuple[ObservedLink, ...] = ()
     failures: tuple[Failure[str], ...] = ()
-    held: tuple[Held, ...] = ()
+    held: Sequence[Held] = ()
     finished_at_s: float | None = None
     passes: int = 0
+    untold: int = 0
+    """Of a part (part.py): the changes that are not in its tables."""
 
     @property
     def has_learned_routes(self) -> bool:
         """Whether a route learned by BGP is kept, from a path that may be stale or, by a new agent,
         until a peer has spoken. One that is held for the store's sake alone says nothing: its
         session may be gone."""
-        return RouteKind.REMOTE in self.desired.kinds.values() or any(
-            held.gate != STORE_OUT_OF_SYNC for held in self.held
-        )
+        if self.desired.remote.has_routes():
+            return True
+        held = self.held
+        gates = held.gates() if isinstance(held, HeldList) else {each.gate for each in held}
+        return bool(gates - {STORE_OUT_OF_SYNC})

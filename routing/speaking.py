@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from bgp.adj_rib import Offers
 from bgp.paths import Advertisement, Family, Path, Peer, PeerStatus
 from bgp.speaker import AdvertisementDelta, NotSent
 from routing.routes import Address, Prefix
@@ -28,8 +29,15 @@ class SpeakerFace(Protocol):
     def paths(self) -> Mapping[AdvertisementKey, Path]:
         """Adj-RIB-In of all peers, by (peer, prefix)."""
 
-    def take_changes(self) -> Mapping[Prefix, tuple[Path, ...]] | None:
-        """Each prefix whose paths changed since the last call, with all it has; None: any may."""
+    def offers(self) -> Offers:
+        """The same by prefix, in the form that big tables are worked on in."""
+
+    def received(self) -> Mapping[Address, int]:
+        """How many prefixes each peer has sent."""
+
+    def take_changes(self) -> Offers | None:
+        """Each prefix whose paths changed since the last call, with what is said of it; None: any
+        may."""
 
     def take_lost_next_hops(self) -> frozenset[Address]:
         """The next hops lost with sessions since the last call, that no path names any more."""

@@ -1,12 +1,11 @@
 """The short way for UPDATEs: only the prefixes whose paths changed are learned again. Pure.
 
-A whole pass computes every table from everything; with 100,000 routes that takes seconds, and an
-UPDATE of one prefix need not wait for it. ``relearn`` puts the changed prefixes through the very
-functions a pass uses and says what becomes of their routes, when nothing else can depend on them:
+A whole pass computes every table from everything; an UPDATE of one prefix need not wait for it.
+``relearn`` puts the changed prefixes through the very decisions a pass uses and says what becomes
+of their routes, when nothing else can depend on them:
 
 * nothing but paths has changed since the last pass (the caller sees to that);
-* no next hop is resolved through another route, so one prefix's path moves no other prefix;
-* no session has a limit on its prefixes, which looks at all of them together;
+* no next hop is reached through a learned route, and no session is near its limit on prefixes;
 * no block has a second claimant, which concerns more than its prefix.
 
 Otherwise it declines, and there is a whole pass. One comes every resync in any case: it is the
@@ -15,82 +14,70 @@ truth, this is a short cut to the same answer (tests/property/test_update_lane.p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from bgp.paths import Path
-from routing.desired import Desired, Inputs, learn, own_blocks, remote_route
-from routing.import_policy import RejectedPath
-from routing.links import connected_link
-from routing.routes import Prefix, Route, RouteKey, RouteKind
-
-K = TypeVar("K")
-V = TypeVar("V")
+from bgp.adj_rib import Offers
+from bgp.nlri import Nlri, nlri_of
+from routing.desired import Desired
+from routing.remote import Outcome
+from routing.route_table import Hops, RouteTable, key_of
+from routing.routes import Address
 
 
 @dataclass(frozen=True, slots=True)
 class Relearned:
-    """What becomes of some prefixes: their route (None: there is to be none) and best paths."""
+    """What becomes of some prefixes: all about each, None where nothing is said of it any more; and
+    where their routes lead, None where there is to be none. Prefixes of this node's own are only in
+    the first."""
 
-    routes: Mapping[RouteKey, Route | None]
-    best: Mapping[Prefix, tuple[Path, ...]]
-    rejected: tuple[RejectedPath, ...]
+    outcomes: Mapping[Nlri, Outcome | None]
+    hops: Mapping[Nlri, Hops | None]
 
 
-def relearn(
-    inputs: Inputs, last: Desired, changed: Mapping[Prefix, Sequence[Path]]
-) -> Relearned | None:
+def relearn(last: Desired, changed: Offers, received: Mapping[Address, int]) -> Relearned | None:
     """Learns the prefixes in ``changed`` again.
 
     Args:
-        inputs: of the last pass; its ``paths`` are not looked at.
-        last: what that pass wanted, and what was relearned since.
-        changed: each prefix with all its present paths, perhaps none.
+        last: what the last pass wanted, and what was relearned since.
+        changed: each prefix with all that is said of it now, perhaps nothing.
+        received: how many prefixes each peer sends in all.
 
     Returns:
         None when only a whole pass can tell.
     """
-    if inputs.kernel_routes or any(s.max_prefixes is not None for s in last.sessions.values()):
+    if last.remote.decisions is None:
         return None
-    if any(conflict.prefix in changed for conflict in last.conflicts):
+    if last.conflicts and not changed.keys().isdisjoint(
+        nlri_of(conflict.prefix) for conflict in last.conflicts
+    ):
         return None
-    paths = [path for candidates in changed.values() for path in candidates]
-    if any(connected_link(hop, inputs.links) is None for hop in {p.next_hop for p in paths}):
+    outcomes = last.remote.decisions.some(changed, received)
+    if outcomes is None:
         return None
-    blocks = own_blocks(inputs.snapshot.blocks, inputs.node)
-    learned = learn(replace(inputs, paths=paths), blocks, last.sessions, last.peers)
-    if learned.to_close or learned.conflicts:
+    if any(each is not None and each.conflicts for each in set(outcomes.values())):
         return None
-    routes: dict[RouteKey, Route | None] = {}
-    best: dict[Prefix, tuple[Path, ...]] = {}
-    for prefix in changed:
-        chosen = learned.best.get(prefix)
-        if chosen:
-            best[prefix] = chosen
-        key = RouteKey(prefix)
-        # Local truth is laid down before remote news.
-        if last.kinds.get(key, RouteKind.REMOTE) is RouteKind.REMOTE:
-            routes[key] = remote_route(prefix, chosen, learned) if chosen else None
-    kept = tuple(each for each in last.rejected if each.path.prefix not in changed)
-    return Relearned(routes, best, kept + learned.rejected)
+    single = RouteTable.of(last.routes).single
+    if len(changed) < len(single):
+        local = {nlri for nlri in changed if key_of(nlri) in single}
+    else:
+        local = {nlri_of(key.prefix) for key in single}
+    hops = {
+        nlri: None if outcome is None else outcome.hops
+        for nlri, outcome in outcomes.items()
+        if nlri not in local
+    }
+    return Relearned(outcomes, hops)
 
 
-def merged(last: Desired, news: Relearned, changed: Mapping[Prefix, object]) -> Desired:
-    """``last`` with ``news`` in it. Takes over its tables, which the caller must not use again:
-    copying three of them of 100,000 entries for one prefix is what this module is to avoid."""
-    routes, kinds, best = _dict_of(last.routes), _dict_of(last.kinds), _dict_of(last.best)
-    for key, route in news.routes.items():
-        if route is None:
-            routes.pop(key, None)
-            kinds.pop(key, None)
+def merge(last: Desired, news: Relearned) -> None:
+    """Puts ``news`` into the tables of ``last``, in place: copying tables of 100,000 entries for
+    one prefix is what this module is to avoid."""
+    for nlri, outcome in news.outcomes.items():
+        last.remote.put(nlri, outcome)
+    grouped = RouteTable.of(last.routes).grouped
+    for nlri, hops in news.hops.items():
+        if hops is None:
+            grouped.pop(nlri, None)
         else:
-            routes[key], kinds[key] = route, RouteKind.REMOTE
-    for prefix in changed:
-        best.pop(prefix, None)
-    best.update(news.best)
-    return replace(last, routes=routes, kinds=kinds, best=best, rejected=news.rejected)
-
-
-def _dict_of(table: Mapping[K, V]) -> dict[K, V]:
-    return table if isinstance(table, dict) else dict(table)
+            grouped[nlri] = hops

@@ -24,7 +24,9 @@ from bgp.paths import PeerStatus, SessionState
 from cni.ipam.block import Block, BlockState
 from cni.timings import Timings
 from routing.datastore.snapshot import Snapshot
+from routing.desired import kind_counts
 from routing.metrics.fib_tally import FibTally
+from routing.remote import counts_of
 from routing.report import PassReport
 from routing.routes import Address
 
@@ -146,7 +148,7 @@ def _bgp(seen: Observation) -> Iterator[Metric]:
         "Received prefixes that import policy refuses, by reason.",
         [*labels, "reason"],
     )
-    reasons = Counter((r.path.peer, r.reason) for r in seen.report.desired.rejected)
+    reasons = counts_of(seen.report.desired.rejected)
     for address, peer in seen.report.desired.peers.items():
         status = seen.sessions.get(address) or PeerStatus(address)
         is_up = status.state is SessionState.ESTABLISHED and seen.is_speaker_connected
@@ -182,8 +184,7 @@ def _bgp(seen: Observation) -> Iterator[Metric]:
 
 def _routes(seen: Observation) -> Iterator[Metric]:
     wanted = _family("slash32_routes_wanted", "Routes this node should have, by kind.", ["kind"])
-    by_kind = Counter(kind.value for kind in seen.report.desired.kinds.values())
-    for kind, number in sorted(by_kind.items()):
+    for kind, number in sorted(kind_counts(seen.report.desired).items()):
         wanted.add_metric([kind], number)
     yield wanted
     yield _gauge("slash32_routes_installed", "Routes of ours in the kernel.", seen.fib.installed)

@@ -6,12 +6,16 @@ one look at each change, and nothing for what does not change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar, cast
 
+from bgp.nlri import Nlri, nlri_of
 from cni.timings import Delegate, Timings
 from routing.delta import Delta, Failure
 from routing.fib import Fib
+from routing.route_table import Replacements, RouteTable
+from routing.route_work import Work
 from routing.routes import Route, RouteKey
 
 F = TypeVar("F")
@@ -42,9 +46,13 @@ class FibTally:
         self.applying = Timings()
         self._heard_s: float | None = None
         self._in_pass_s: float | None = None
-        self._last_read: Mapping[RouteKey, Route] = {}
-        self._base: Mapping[RouteKey, Route] = {}
-        self._since: dict[RouteKey, Route | None] = {}
+        self._table = RouteTable()
+        """The table as the driver last gave it. It lives on: what we change, it shows."""
+        self._before = RouteTable()
+        """The one before, as it was last: what was in it and is wanted again, others took."""
+        self._is_mine = True
+        self._undone: set[RouteKey | Nlri] = set()
+        """What we ourselves have deleted or replaced since the present table was read."""
 
     def heard_update(self) -> None:
         """An UPDATE changed the Adj-RIB-In; the first since the last pass looked counts."""
@@ -59,7 +67,11 @@ class FibTally:
 
     def has_read(self, routes: Mapping[RouteKey, Route]) -> None:
         """A pass begins with this: what was heard before is in it, what comes later is not."""
-        self._last_read = routes
+        if routes is not self._table:
+            # Another Fib than the kernel's may answer with a table that does not live on.
+            self._is_mine = not isinstance(routes, RouteTable)
+            self._before, self._table = self._table, RouteTable.of(routes)
+            self._undone = set()
         self.installed = len(routes)
         self._in_pass_s, self._heard_s = self._heard_s, None
 
@@ -71,52 +83,67 @@ class FibTally:
     ) -> None:
         """A batch is done; ``failures`` are those of its changes that did not happen."""
         self.applying.observe((), duration_s)
-        failed = {failure.key for failure in failures}
-        before, base = self._since, self._base
-        if base is not self._last_read:
-            self._base, self._since = self._last_read, {}
-        created = {key: route for key, route in delta.create.items() if key not in failed}
-        replaced = {key: new for key, (_, new) in delta.replace.items() if key not in failed}
-        deleted = [key for key in delta.delete if key not in failed]
-        for operation, done, tried in (
-            ("create", created, delta.create),
-            ("replace", replaced, delta.replace),
-            ("delete", deleted, delta.delete),
+        failed = Counter(failure.operation for failure in failures)
+        for operation, tried in (
+            ("create", delta.create),
+            ("replace", delta.replace),
+            ("delete", delta.delete),
         ):
-            self._count(operation, OK, len(done))
-            self._count(operation, FAILED, len(tried) - len(done))
-        for operation, done in (("create", created), ("replace", replaced)):
-            # It was so, as far as we knew, and nobody of us has undone it.
-            again = sum(before.get(k, base.get(k)) == route for k, route in done.items())
-            if again:
-                self.drift[operation] = self.drift.get(operation, 0) + again
-        self._since.update(created)
-        self._since.update(replaced)
-        self._since.update(dict.fromkeys(deleted))
-        self.installed += len(created) - len(deleted)
-        if self._in_pass_s is not None and self._is_remote(created, replaced, deleted, delta):
+            self._count(operation, OK, len(tried) - failed[operation])
+            self._count(operation, FAILED, failed[operation])
+        failed_keys = {failure.key for failure in failures}
+        self._count_drift(delta, failed_keys)
+        if self._is_mine:
+            Work.of(delta).put_into(self._table, failed_keys)
+        self.installed = len(self._table)
+        if self._in_pass_s is not None and len(failures) < len(delta) and _is_remote(delta):
             self.update_to_kernel.observe((), self._clock() - self._in_pass_s)
             self._in_pass_s = None
+
+    def _count_drift(self, delta: Delta[RouteKey, Route], failed: set[RouteKey]) -> None:
+        """What was so, as far as we knew, and nobody of us has undone."""
+        spared = self._undone | failed | {nlri_of(key.prefix) for key in failed}
+        for operation, wanted in (("create", delta.create), ("replace", delta.replace)):
+            number = sum(place not in spared for place in _as_before(self._before, wanted))
+            if number:
+                self.drift[operation] = self.drift.get(operation, 0) + number
+        for routes in (delta.delete, delta.replace):
+            if isinstance(routes, RouteTable | Replacements):
+                self._undone.update(routes.single, routes.grouped)
+            else:
+                self._undone.update(routes)
 
     def _count(self, operation: str, result: str, number: int) -> None:
         if number:
             key = operation, result
             self.changes[key] = self.changes.get(key, 0) + number
 
-    @staticmethod
-    def _is_remote(
-        created: Mapping[RouteKey, Route],
-        replaced: Mapping[RouteKey, Route],
-        deleted: Sequence[RouteKey],
-        delta: Delta[RouteKey, Route],
-    ) -> bool:
-        gone = (delta.delete[key] for key in deleted)
-        return any(
-            hop.gateway is not None
-            for routes in (created.values(), replaced.values(), gone)
-            for route in routes
-            for hop in route.next_hops
-        )
+
+def _as_before(
+    before: Mapping[RouteKey, Route], wanted: Mapping[RouteKey, Route | tuple[Route, Route]]
+) -> Iterator[RouteKey | Nlri]:
+    """What of ``wanted`` ``before`` has, and just so."""
+    singles: Mapping[RouteKey, Route | tuple[Route, Route]] = wanted
+    if isinstance(before, RouteTable) and isinstance(wanted, RouteTable | Replacements):
+        singles = wanted.single
+        was = before.grouped.get
+        for nlri, hops in wanted.grouped.items():
+            new = hops[1] if isinstance(wanted, Replacements) else hops
+            if was(nlri) is new:
+                yield nlri
+    for key, route in singles.items():
+        if before.get(key) == (route[1] if isinstance(route, tuple) else route):
+            yield key
+
+
+def _is_remote(delta: Delta[RouteKey, Route]) -> bool:
+    """Whether a route through a gateway is among the changes."""
+    for routes in (delta.create, delta.delete):
+        if any(hop.gateway is not None for route in routes.values() for hop in route.next_hops):
+            return True
+    return any(
+        hop.gateway is not None for _, new in delta.replace.values() for hop in new.next_hops
+    )
 
 
 class _Watched(Delegate):
@@ -127,7 +154,7 @@ class _Watched(Delegate):
         self._fib = fib
         self._tally = tally
 
-    async def read(self) -> dict[RouteKey, Route]:
+    async def read(self) -> Mapping[RouteKey, Route]:
         routes = await self._fib.read()
         self._tally.has_read(routes)
         return routes

@@ -15,12 +15,15 @@ from html import escape
 
 from bgp.paths import PeerStatus, SessionState
 from routing.cli.table import age
+from routing.desired import kind_counts
 from routing.metrics.families import Observation
 from routing.picture import heatmap
 from routing.picture.compose import compose
 from routing.picture.heatmap import to_heatmap
 from routing.picture.model import Observed, Picture, Report
 from routing.picture.page import PAGE_STYLE, policy, section_of, sessions_table, table
+from routing.remote import counts_of
+from routing.routes import Address
 from routing.web.recent import Line
 
 EVENTS_SHOWN_MAX = 200
@@ -115,7 +118,9 @@ def content(seen: Observation, events: Sequence[Line]) -> str:
 
 def picture_of(seen: Observation) -> Picture:
     """This node, its routers and its blocks; of other nodes it cannot speak."""
-    rejected = Counter(r.path.peer for r in seen.report.desired.rejected)
+    rejected: Counter[Address] = Counter()
+    for (sender, _), number in counts_of(seen.report.desired.rejected).items():
+        rejected[sender] += number
     sessions = []
     for address, peer in seen.report.desired.peers.items():
         status = seen.sessions.get(address) or PeerStatus(address)
@@ -238,8 +243,8 @@ def _pools(seen: Observation) -> Iterator[str]:
 def _routes(seen: Observation) -> Iterator[str]:
     desired = seen.report.desired
     yield "<h2>Routes</h2>"
-    kinds = Counter(kind.value for kind in desired.kinds.values())
-    reasons = Counter((str(r.path.peer), r.reason) for r in desired.rejected)
+    kinds = kind_counts(desired)
+    reasons = {(str(peer), r): number for (peer, r), number in counts_of(desired.rejected).items()}
     rows = [(["wanted", kind, str(number)], False) for kind, number in sorted(kinds.items())]
     rows += [
         (["rejected", f"from {peer}: {reason}", str(number)], True)

@@ -202,7 +202,7 @@ class FakeFib(Switches):
 
     # -- the Fib
 
-    async def read(self) -> dict[RouteKey, Route]:
+    async def read(self) -> Mapping[RouteKey, Route]:
         """Ours only."""
         self.raise_pending("read")
         return {
@@ -395,7 +395,7 @@ class Disturbance(Fib):
         self._fib = fib
         self._mode = mode
 
-    async def read(self) -> dict[RouteKey, Route]:
+    async def read(self) -> Mapping[RouteKey, Route]:
         """Reads, unless blind."""
         if self._spend("blind"):
             raise NetlinkError(4, "disturbed")

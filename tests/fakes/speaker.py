@@ -11,13 +11,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from bgp.adj_rib import AttributeSets, Offers
 from bgp.advertising import Unsayable, as_said_to
 from bgp.exabgp_commands import ProtocolError, announce
+from bgp.nlri import nlri_of
 from bgp.paths import (
     Address,
     Advertisement,
     Family,
     Path,
+    PathAttributes,
     Peer,
     PeerStatus,
     Prefix,
@@ -157,6 +160,7 @@ class FakeSpeaker:
         on_change: Callable[[str], None] = lambda _reason: None,
     ) -> None:
         self._taken: dict[AdvertisementKey, Path] | None = None
+        self._attributes = AttributeSets()
         self._hops: frozenset[Address] = frozenset()
         self.world = world or FakeWorld()
         self.clock = clock
@@ -237,16 +241,27 @@ class FakeSpeaker:
             )
         }
 
-    def take_changes(self) -> Mapping[Prefix, tuple[Path, ...]] | None:
+    def offers(self) -> Offers:
+        return self._offers(self.paths())
+
+    def _offers(self, paths: Mapping[AdvertisementKey, Path]) -> Offers:
+        found: dict[bytes, tuple[PathAttributes, ...]] = {}
+        for (_, prefix), path in paths.items():
+            nlri = nlri_of(prefix)
+            found[nlri] = (*found.get(nlri, ()), self._attributes.of(path))
+        return found
+
+    def received(self) -> Mapping[Address, int]:
+        return collections.Counter(peer for peer, _ in self.paths())
+
+    def take_changes(self) -> Offers | None:
         before, self._taken = self._taken, dict(self.paths())
         if before is None:
             return None
         keys = before.keys() | self._taken.keys()
         changed = {key[1] for key in keys if before.get(key) != self._taken.get(key)}
-        return {
-            prefix: tuple(path for key, path in self._taken.items() if key[1] == prefix)
-            for prefix in changed
-        }
+        now = self._offers(self._taken)
+        return {nlri: now.get(nlri, ()) for nlri in map(nlri_of, changed)}
 
     def take_lost_next_hops(self) -> frozenset[Address]:
         hops = frozenset(path.next_hop for path in self.paths().values())

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bgp.adj_rib import AdjRibIn
-from bgp.nlri import prefix_of
+from bgp.adj_rib import AdjRibIn, offers_of
 from bgp.paths import Path, Update
 from cni.ipam.block import Block, BlockState
 from routing.datastore.snapshot import BGPPeerResource, Meta
 from routing.desired import Desired, desired
-from routing.update_lane import merged, relearn
+from routing.update_lane import merge, relearn
 from tests.unit.test_desired import TOR, TOR2, inputs, path, snapshot
 
 PREFIXES = (
@@ -51,7 +51,7 @@ updates = st.builds(
 TAKEN = {"short": 0, "whole": 0}
 
 
-def by_key(paths: tuple[object, ...]) -> set[str]:
+def by_key(paths: Iterable[object]) -> set[str]:
     return {repr(each) for each in paths}
 
 
@@ -63,23 +63,22 @@ def test_the_short_way_comes_to_the_same_tables(rounds):
     base = inputs(snapshot=SNAPSHOT, pod_addresses={"s32a": (ip_address("10.244.1.65"),)})
 
     def whole() -> Desired:
-        return desired(replace(base, paths=list(rib.paths().values())))
+        return desired(replace(base, offers=rib.offers()))
 
     rib.take_changes()
     last = whole()
     for batch in rounds:
         for update in batch:
             rib.apply(update)
-        offers = rib.take_changes()
-        assert offers is not None
-        changed = {
-            (p := prefix_of(n)): tuple(s.path(p) for s in said) for n, said in offers.items()
-        }
+        changed = rib.take_changes()
         assert changed is not None
-        news = relearn(base, last, changed)
+        news = relearn(last, changed, rib.counts())
         truth = whole()
         TAKEN["whole" if news is None else "short"] += 1
-        last = truth if news is None else merged(last, news, changed)
+        if news is None:
+            last = truth
+        else:
+            merge(last, news)
         assert last.routes == truth.routes
         assert last.kinds == truth.kinds
         assert last.best == truth.best
@@ -96,14 +95,16 @@ def test_what_may_change_other_prefixes_is_declined():
     """A next hop off our links; a limit on a session; a table that was dropped."""
     rib = AdjRibIn()
     assert rib.take_changes() is None, "at first anything may have changed"
-    base = inputs(snapshot=SNAPSHOT)
-    last = desired(base)
+    multihop = BGPPeerResource(Meta("tor"), TOR, 64512, multihop_ttl=3)
     far = path("10.244.2.0/26", next_hop="203.0.113.9")
-    assert relearn(base, last, {far.prefix: (far,)}) is None
     near: Path = path("10.244.2.0/26")
-    assert relearn(base, last, {near.prefix: (near,)}) is not None
-    limited = {a: replace(s, max_prefixes=5) for a, s in last.sessions.items()}
-    assert relearn(base, replace(last, sessions=limited), {near.prefix: (near,)}) is None
+    last = desired(inputs(snapshot=snapshot(peers=(multihop,))))
+    assert relearn(last, offers_of([far]), {TOR: 1}) is None
+    assert relearn(last, offers_of([near]), {TOR: 1}) is not None
+    limited = BGPPeerResource(Meta("tor"), TOR, 64512, max_prefixes=5)
+    last = desired(inputs(snapshot=snapshot(peers=(limited,))))
+    assert relearn(last, offers_of([near]), {TOR: 5}) is None
+    assert relearn(last, offers_of([near]), {TOR: 1}) is not None
     rib.apply(Update(TOR, (near,)))
     rib.take_changes()
     rib.drop(TOR)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bgp.adj_rib import offers_of
 from bgp.paths import Advertisement, Origin, Path
 from cni.ipam.block import Block, BlockState
 from routing.datastore.snapshot import (
@@ -74,6 +75,7 @@ def inputs(**changes) -> Inputs:
         "links": links(),
         "peer_sources": {TOR: OWN, TOR2: OWN2},
     } | changes
+    values["offers"] = offers_of(values.pop("paths"))
     topology = sessions_for(values["snapshot"], values["node"])
     return Inputs(**({"topology": topology} | values))
 

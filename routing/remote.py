@@ -1,0 +1,463 @@
+"""What becomes of all that peers say: one decision for prefixes that no rule can tell apart. Pure.
+
+A cluster's table has a hundred thousand prefixes and a few hundred answers: whose block, in which
+pool, with which attributes of which peers. ``Decisions`` asks the rules (``learning.Learner``) once
+for each such kind of prefix and keeps the answer; a prefix then costs a look-up.
+
+That is the same as asking for each prefix by itself as long as none has a say in what becomes of
+another. Two rules let it: a next hop that is reached through a learned route (``far``), and a limit
+on what a peer may send. Prefixes that the first concerns are judged one by one, together with all
+that may carry their next hops; when a limit acts, everything is judged at once, as it stands.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import overload
+
+from bgp.adj_rib import Offers
+from bgp.nlri import Nlri, nlri_of, prefix_of
+from bgp.paths import Path, PathAttributes
+from routing.classes import PrefixClass, PrefixClasses
+from routing.datastore.snapshot import LimitAction
+from routing.import_policy import WARN_PERCENT, RejectedPath, within_limits
+from routing.learning import Learned, Learner, Rules
+from routing.ownership import OwnershipConflict
+from routing.route_table import Hops, hops_of
+from routing.routes import Address, Prefix
+
+MEMO_MAX = 200_000
+"""Kinds of prefixes; beyond, all are forgotten and asked for again as they come."""
+
+Said = tuple[PathAttributes, ...]
+Kind = tuple[PrefixClass, Said]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What becomes of a prefix.
+
+    Attributes:
+        hops: where its route leads; None: there is none.
+        best: of what is said, what is used.
+        rejected: what is not: (attributes, the reason's token, the sentence).
+        conflicts: about its owner.
+        sample: the prefix that sentences and conflicts name; others of its kind share the rest.
+    """
+
+    hops: Hops | None
+    best: Said
+    rejected: tuple[tuple[PathAttributes, str, str], ...]
+    conflicts: tuple[OwnershipConflict, ...]
+    sample: Nlri
+
+    def refuses_like(self, other: Outcome | None) -> bool:
+        """Whether both refuse the same for the same reasons."""
+        if other is None or len(self.rejected) != len(other.rejected):
+            return False
+        pairs = zip(self.rejected, other.rejected, strict=True)
+        return self is other or all(mine[:2] == its[:2] for mine, its in pairs)
+
+
+@dataclass(slots=True)
+class Remote:
+    """All that was learned. The update lane changes it in place, and nobody else.
+
+    Attributes:
+        outcomes: of each prefix of which anything is said.
+        refused: those of which something is rejected.
+    """
+
+    outcomes: dict[Nlri, Outcome] = field(default_factory=dict)
+    refused: dict[Nlri, Outcome] = field(default_factory=dict)
+    decisions: Decisions | None = None
+
+    def put(self, nlri: Nlri, outcome: Outcome | None) -> None:
+        """Takes over what has become of one prefix; None: nothing is said of it any more."""
+        self.refused.pop(nlri, None)
+        if outcome is None:
+            self.outcomes.pop(nlri, None)
+            return
+        self.outcomes[nlri] = outcome
+        if outcome.rejected:
+            self.refused[nlri] = outcome
+
+    def has_routes(self) -> bool:
+        """Whether anything that was learned is used."""
+        return any(outcome.best for outcome in set(self.outcomes.values()))
+
+    def next_hops(self) -> set[Address]:
+        """The next hops of all that is used."""
+        return {each.next_hop for outcome in set(self.outcomes.values()) for each in outcome.best}
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """An answer of ``Decisions``: outcomes by prefix, and what is true of all together."""
+
+    outcomes: dict[Nlri, Outcome]
+    to_close: Mapping[Address, str] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+
+class Decisions:
+    """The answers under one set of rules, each found once."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self._learner: Learner | None = None
+        self._classes = PrefixClasses(rules.compared_prefixes(), rules.owned())
+        self._memo: dict[Kind, Outcome] = {}
+        self._near: dict[PathAttributes, bool] = {}
+        self._far_hops: frozenset[Address] = frozenset()
+        """The next hops on no link of ours, as of the last ``all``."""
+        self._far_numbers: dict[int, list[int]] = {32: [], 128: []}
+        """The same as numbers in order, by their bits."""
+        self._is_entangled = True
+        """Whether prefixes have a say in each other, as of the last ``all``."""
+
+    @property
+    def learner(self) -> Learner:
+        """The rules themselves; made when they are first asked."""
+        if self._learner is None:
+            self._learner = Learner(self.rules)
+        return self._learner
+
+    def is_near(self, attributes: PathAttributes) -> bool:
+        """Whether no route but a link's has a say in where the next hop is."""
+        known = self._near.get(attributes)
+        if known is None:
+            known = self.learner.is_near(attributes.peer, attributes.next_hop)
+            if len(self._near) >= MEMO_MAX:
+                self._near.clear()
+            self._near[attributes] = known
+        return known
+
+    def all(self, offers: Offers) -> Decided:
+        """What becomes of every prefix, ``offers`` being all that is said."""
+        received = _received(offers)
+        self._far_hops = self._known_far(offers)
+        self._far_numbers = {
+            bits: sorted(int(hop) for hop in self._far_hops if hop.max_prefixlen == bits)
+            for bits in (32, 128)
+        }
+        if self._has_limit_acting(received):
+            learned = self.learner.learn(paths_of(offers), received)
+            self._is_entangled = True
+            return Decided(outcomes_of(offers, learned), learned.to_close, learned.problems)
+        far = self._far(offers)
+        self._is_entangled = bool(far)
+        outcomes = self._of_kinds(
+            {nlri: said for nlri, said in offers.items() if nlri not in far} if far else offers
+        )
+        if far:
+            outcomes.update(self._of_far(far, offers))
+        problems = within_limits(received, (), self.rules.sessions).problems
+        return Decided(outcomes, problems=problems)
+
+    def some(
+        self, offers: Offers, received: Mapping[Address, int]
+    ) -> dict[Nlri, Outcome | None] | None:
+        """What becomes of a few, as ``all`` was asked before; None when it takes ``all`` to tell.
+
+        Args:
+            received: how many prefixes each peer sends in all.
+        """
+        if self._is_entangled or self._nears_a_limit(received):
+            return None
+        far = self._far_hops
+        for said in set(offers.values()):
+            for each in said:
+                if each.next_hop not in far and not self.is_near(each):
+                    return None
+        if far and any(self._carries(nlri) for nlri in offers):
+            return None
+        found: dict[Nlri, Outcome | None] = dict.fromkeys(offers)
+        found.update(self._of_kinds({nlri: said for nlri, said in offers.items() if said}))
+        return found
+
+    def sentences(self, nlri: Nlri, outcome: Outcome) -> tuple[RejectedPath, ...]:
+        """What is rejected of one prefix, in words."""
+        prefix = prefix_of(nlri)
+        if nlri != outcome.sample:
+            # Those of its kind are rejected for the same reasons, and are told so by name.
+            said = dict.fromkeys((*outcome.best, *(each[0] for each in outcome.rejected)))
+            again = self.learner.learn([each.path(prefix) for each in said]).rejected
+            if len(again) == len(outcome.rejected):
+                return again
+        return tuple(
+            RejectedPath(attributes.path(prefix), reason, detail)
+            for attributes, reason, detail in outcome.rejected
+        )
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _has_limit_acting(self, received: Mapping[Address, int]) -> bool:
+        return any(
+            session.max_prefixes is not None
+            and session.limit_action is not LimitAction.WARN
+            and received.get(peer, 0) > session.max_prefixes
+            for peer, session in self.rules.sessions.items()
+        )
+
+    def _nears_a_limit(self, received: Mapping[Address, int]) -> bool:
+        return any(
+            session.max_prefixes is not None
+            and received.get(peer, 0) * 100 >= session.max_prefixes * WARN_PERCENT
+            for peer, session in self.rules.sessions.items()
+        )
+
+    def _known_far(self, offers: Offers) -> frozenset[Address]:
+        return frozenset(
+            each.next_hop
+            for said in set(offers.values())
+            for each in said
+            if not self.is_near(each)
+        )
+
+    def _carries(self, nlri: Nlri) -> bool:
+        """Whether a next hop that is not on a link of ours is inside this prefix."""
+        bits = (len(nlri) - 1) * 8
+        start = int.from_bytes(nlri[1:], "big")
+        hops = self._far_numbers[bits]
+        at = bisect_left(hops, start)
+        last = start | (1 << (bits - nlri[0])) - 1
+        return bool(nlri[0]) and at < len(hops) and hops[at] <= last
+
+    def _of_kinds(self, offers: Offers) -> dict[Nlri, Outcome]:
+        memo, class_of = self._memo, self._classes.of
+        outcomes: dict[Nlri, Outcome] = {}
+        unknown: dict[Kind, list[Nlri]] = {}
+        for nlri, said in offers.items():
+            kind = class_of(nlri), said
+            outcome = memo.get(kind)
+            if outcome is None:
+                unknown.setdefault(kind, []).append(nlri)
+            else:
+                outcomes[nlri] = outcome
+        if unknown:
+            if len(memo) + len(unknown) > MEMO_MAX:
+                memo.clear()
+            samples = {nlris[0]: kind[1] for kind, nlris in unknown.items()}
+            answers = outcomes_of(samples, self.learner.learn(paths_of(samples)))
+            for kind, nlris in unknown.items():
+                memo[kind] = outcome = answers[nlris[0]]
+                outcomes.update(dict.fromkeys(nlris, outcome))
+        return outcomes
+
+    def _far(self, offers: Offers) -> set[Nlri]:
+        """The prefixes whose outcome another prefix may have a say in."""
+        carried = {
+            each
+            for said in set(offers.values())
+            for each in said
+            if not self.is_near(each) and next(_covering(each.next_hop, offers), None) is not None
+        }
+        if not carried:
+            return set()
+        return {n for n, said in offers.items() if any(each in carried for each in said)}
+
+    def _of_far(self, far: set[Nlri], offers: Offers) -> dict[Nlri, Outcome]:
+        """Judged with all that may carry their next hops, and what carries that."""
+        needed = set(far)
+        waiting = list(far)
+        while waiting:
+            hops = {each.next_hop for nlri in waiting for each in offers[nlri]}
+            carriers = {nlri for hop in hops for nlri in _covering(hop, offers)}
+            waiting = list(carriers - needed)
+            needed |= carriers
+        together = {nlri: offers[nlri] for nlri in offers if nlri in needed}
+        outcomes = outcomes_of(together, self.learner.learn(paths_of(together)))
+        return {nlri: outcomes[nlri] for nlri in far}
+
+
+def _received(offers: Offers) -> dict[Address, int]:
+    """How many prefixes each peer sends."""
+    by_said = Counter(offers.values())
+    received: dict[Address, int] = {}
+    for said, number in by_said.items():
+        for each in said:
+            received[each.peer] = received.get(each.peer, 0) + number
+    return received
+
+
+def paths_of(offers: Offers) -> Iterator[Path]:
+    """All that is said, as paths."""
+    for nlri, said in offers.items():
+        prefix = prefix_of(nlri)
+        for each in said:
+            yield each.path(prefix)
+
+
+def outcomes_of(offers: Offers, learned: Learned) -> dict[Nlri, Outcome]:
+    """What ``learned`` makes of each of ``offers``."""
+    rejected: dict[Prefix, list[RejectedPath]] = {}
+    for each in learned.rejected:
+        rejected.setdefault(each.path.prefix, []).append(each)
+    conflicts: dict[Prefix, list[OwnershipConflict]] = {}
+    for conflict in learned.conflicts:
+        conflicts.setdefault(conflict.prefix, []).append(conflict)
+    outcomes: dict[Nlri, Outcome] = {}
+    for nlri, said in offers.items():
+        prefix = prefix_of(nlri)
+        by_peer = {each.peer: each for each in said}
+        best = tuple(by_peer[path.peer] for path in learned.best.get(prefix, ()))
+        outcomes[nlri] = Outcome(
+            hops_of(learned.next_hops(prefix)) if best else None,
+            best,
+            tuple((by_peer[r.path.peer], r.reason, r.detail) for r in rejected.get(prefix, ())),
+            tuple(conflicts.get(prefix, ())),
+            nlri,
+        )
+    return outcomes
+
+
+def refused_of(outcomes: Mapping[Nlri, Outcome]) -> dict[Nlri, Outcome]:
+    """Those of which something is rejected."""
+    refusing = {outcome for outcome in set(outcomes.values()) if outcome.rejected}
+    return {n: o for n, o in outcomes.items() if o in refusing} if refusing else {}
+
+
+def conflicts_of(outcomes: Mapping[Nlri, Outcome]) -> tuple[OwnershipConflict, ...]:
+    """Who claims what is another's, each with its own prefix."""
+    return tuple(
+        replace(conflict, prefix=prefix_of(nlri))
+        for nlri, outcome in outcomes.items()
+        if outcome.conflicts
+        for conflict in outcome.conflicts
+    )
+
+
+def _covering(address: Address, table: Mapping[Nlri, object]) -> Iterator[Nlri]:
+    """The entries that contain ``address``, default routes apart (they carry no next hop)."""
+    packed = address.packed
+    bits = len(packed) * 8
+    number = int.from_bytes(packed, "big")
+    for length in range(bits, 0, -1):
+        host = bits - length
+        nlri = bytes((length,)) + (number >> host << host).to_bytes(len(packed), "big")
+        if nlri in table:
+            yield nlri
+
+
+class BestPaths(Mapping[Prefix, tuple[Path, ...]]):
+    """The best paths of each prefix that has any, as values for whoever looks at one."""
+
+    def __init__(self, outcomes: Mapping[Nlri, Outcome]) -> None:
+        self._outcomes = outcomes
+
+    def __getitem__(self, prefix: Prefix) -> tuple[Path, ...]:
+        outcome = self._outcomes[nlri_of(prefix)]
+        if not outcome.best:
+            raise KeyError(prefix)
+        return tuple(each.path(prefix) for each in outcome.best)
+
+    def __iter__(self) -> Iterator[Prefix]:
+        for nlri, outcome in list(self._outcomes.items()):
+            if outcome.best:
+                yield prefix_of(nlri)
+
+    def __len__(self) -> int:
+        return sum(1 for outcome in self._outcomes.values() if outcome.best)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return dict(self.items()) == dict(other.items())
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class RejectedPaths(Sequence[RejectedPath]):
+    """What is not used, and why. The sentences are made for whoever looks."""
+
+    def __init__(self, remote: Remote) -> None:
+        self._remote = remote
+
+    def counts(self) -> Counter[tuple[Address, str]]:
+        """How many, by (peer, reason)."""
+        return Counter(
+            (attributes.peer, reason)
+            for outcome in self._remote.refused.values()
+            for attributes, reason, _ in outcome.rejected
+        )
+
+    def examples(self) -> dict[tuple[Address, str], RejectedPath]:
+        """One of each (peer, reason)."""
+        first: dict[tuple[Address, str], Nlri] = {}
+        for nlri, outcome in self._remote.refused.items():
+            for attributes, reason, _ in outcome.rejected:
+                first.setdefault((attributes.peer, reason), nlri)
+        return {
+            key: each
+            for key, nlri in first.items()
+            for each in self.of(nlri)
+            if (each.path.peer, each.reason) == key
+        }
+
+    def news(self, before: RejectedPaths) -> list[Nlri]:
+        """The prefixes of which ``before`` did not say the same."""
+        was = before._remote.refused.get
+        return [
+            nlri
+            for nlri, outcome in self._remote.refused.items()
+            if not outcome.refuses_like(was(nlri))
+        ]
+
+    def of(self, nlri: Nlri) -> tuple[RejectedPath, ...]:
+        """What is not used of one prefix."""
+        outcome, decisions = self._remote.refused.get(nlri), self._remote.decisions
+        return () if outcome is None or decisions is None else decisions.sentences(nlri, outcome)
+
+    @overload
+    def __getitem__(self, index: int) -> RejectedPath: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[RejectedPath]: ...
+    def __getitem__(self, index: int | slice) -> RejectedPath | Sequence[RejectedPath]:
+        return self._all()[index]
+
+    def _all(self) -> tuple[RejectedPath, ...]:
+        return tuple(each for nlri in list(self._remote.refused) for each in self.of(nlri))
+
+    def __iter__(self) -> Iterator[RejectedPath]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return sum(len(outcome.rejected) for outcome in self._remote.refused.values())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def counts_of(rejected: Sequence[RejectedPath]) -> Counter[tuple[Address, str]]:
+    """How many of ``rejected`` there are, by (peer, reason)."""
+    if isinstance(rejected, RejectedPaths):
+        return rejected.counts()
+    return Counter((each.path.peer, each.reason) for each in rejected)
+
+
+def examples_of(rejected: Sequence[RejectedPath]) -> dict[tuple[Address, str], RejectedPath]:
+    """One of ``rejected`` for each (peer, reason)."""
+    if isinstance(rejected, RejectedPaths):
+        return rejected.examples()
+    return {(each.path.peer, each.reason): each for each in reversed(rejected)}
+
+
+def news_of(
+    before: Sequence[RejectedPath], after: Sequence[RejectedPath], most: int
+) -> tuple[list[RejectedPath], int]:
+    """What ``after`` has and ``before`` had not, or for other reasons: as many as ``most``
+    prefixes', and how many prefixes more there are."""
+    if isinstance(before, RejectedPaths) and isinstance(after, RejectedPaths):
+        fresh = after.news(before)
+        return [each for nlri in fresh[:most] for each in after.of(nlri)], len(fresh[most:])
+    known = {(each.path.peer, each.path.prefix): each.reason for each in before}
+    new = [each for each in after if known.get((each.path.peer, each.path.prefix)) != each.reason]
+    return new[:most], len(new[most:])

@@ -1,0 +1,195 @@
+"""One decision for all prefixes of a kind is the decision for each of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bgp.adj_rib import Offers, offers_of
+from bgp.nlri import prefix_of
+from bgp.paths import Path
+from cni.ipam.block import Block, BlockState
+from routing.datastore.snapshot import (
+    BGPConfigurationResource,
+    BGPFilterResource,
+    BGPPeerResource,
+    FilterAction,
+    FilterRule,
+    IPPoolResource,
+    LimitAction,
+    MatchOperator,
+    Meta,
+)
+from routing.desired import Desired, desired
+from routing.learning import Learner
+from routing.next_hops import KernelRoute
+from routing.remote import Outcome, RejectedPaths, Remote, _received, outcomes_of, paths_of
+from routing.routes import NextHop
+from tests.unit.test_desired import TOR, TOR2, inputs, path, snapshot
+
+FAR = ip_address("203.0.113.9")
+FILTER = BGPFilterResource(
+    Meta("odd"),
+    import_v4=(
+        FilterRule(
+            FilterAction.REJECT,
+            cidr=ip_network("10.244.9.0/26"),
+            operator=MatchOperator.EQUAL,
+        ),
+        FilterRule(
+            FilterAction.REJECT,
+            cidr=ip_network("10.244.64.0/18"),
+            operator=MatchOperator.IN,
+            min_length=27,
+            max_length=28,
+        ),
+    ),
+)
+PEERS = (
+    BGPPeerResource(Meta("tor"), TOR, 64512, multihop_ttl=3, filters=("odd",)),
+    BGPPeerResource(Meta("tor2"), TOR2, 64512),
+)
+SNAPSHOT = snapshot(
+    pools=(
+        IPPoolResource(Meta("v4"), ip_network("10.244.0.0/16"), 26),
+        IPPoolResource(Meta("small"), ip_network("10.245.0.0/24"), 28),
+    ),
+    peers=PEERS,
+    filters=(FILTER,),
+    bgp=BGPConfigurationResource(
+        Meta("default"),
+        asn=64601,
+        import_allow=(ip_network("192.0.2.0/24"), ip_network("0.0.0.0/0")),
+    ),
+    blocks=(
+        Block(ip_network("10.244.1.64/26"), "v4", "n1", BlockState.CONFIRMED),
+        Block(ip_network("10.244.3.0/26"), "v4", "n3", BlockState.CONFIRMED),
+        Block(ip_network("10.244.3.64/26"), "v4", "n1x", BlockState.CONFIRMED),
+        Block(ip_network("10.245.0.16/28"), "small", "n3", BlockState.CONFIRMED),
+    ),
+)  # fmt: skip
+
+# Around every border that a rule draws, and at random.
+prefixes = st.one_of(
+    st.sampled_from(
+        [
+            "10.244.1.64/26",
+            "10.244.1.64/27",
+            "10.244.1.0/24",
+            "10.244.3.0/26",
+            "10.244.3.64/26",
+            "10.244.3.0/25",
+            "10.244.0.0/16",
+            "10.240.0.0/12",
+            "10.245.0.0/24",
+            "10.245.0.16/28",
+            "10.245.0.32/28",
+            "10.245.0.16/29",
+            "10.244.9.0/26",
+            "10.244.9.64/26",
+            "10.244.64.0/27",
+            "10.244.64.32/28",
+            "10.244.128.0/27",
+            "0.0.0.0/0",
+            "172.30.0.0/31",
+            "172.30.0.1/32",
+            "172.30.0.0/24",
+            "192.0.2.0/24",
+            "192.0.2.0/25",
+            "198.51.100.0/24",
+            "169.254.7.0/24",
+            "203.0.113.0/24",
+            "203.0.0.0/16",
+            "10.244.255.192/26",
+        ]
+    ),
+    st.builds(
+        lambda number, length: str(ip_network((0x0AF00000 | number, length), strict=False)),
+        st.integers(0, 0xFFFFF),
+        st.sampled_from([24, 25, 26, 27, 28, 30, 32]),
+    ),
+)
+hops = st.sampled_from([TOR, TOR, TOR, FAR, ip_address("10.244.200.1"), ip_address("172.30.0.1")])
+said = st.builds(
+    lambda prefix, peer, hop, asns, med: replace(
+        path(prefix, peer=peer, next_hop=str(hop if peer == TOR else TOR2), as_path=asns), med=med
+    ),
+    prefixes,
+    st.sampled_from([TOR, TOR2]),
+    hops,
+    st.sampled_from([(64512, 64602), (64512, 64603), (64512,), (64512, 64601), (64999,)]),
+    st.sampled_from([None, None, 5]),
+)
+paths = st.lists(said, max_size=40).map(
+    lambda each: list({(one.peer, one.prefix): one for one in each}.values())
+)
+kernel = st.sampled_from(
+    [{}, {FAR: KernelRoute(24, (NextHop("uplink0", TOR),))}]
+)  # fmt: skip
+
+
+def told(outcome: Outcome) -> object:
+    best = frozenset(outcome.best)
+    return outcome.hops, best, sorted((str(a.peer), reason) for a, reason, _ in outcome.rejected)
+
+
+def one_by_one(wanted: Desired, offers: Offers) -> dict[bytes, Outcome]:
+    decisions = wanted.remote.decisions
+    assert decisions is not None
+    learned = Learner(decisions.rules).learn(paths_of(offers), _received(offers))
+    return outcomes_of(offers, learned)
+
+
+@settings(max_examples=150, deadline=None)
+@given(paths, kernel, st.sampled_from([None, 3, 20]), st.sampled_from(list(LimitAction)))
+def test_kinds_of_prefixes_are_decided_as_each_of_them_is(
+    all_paths: list[Path], routes, limit: int | None, action: LimitAction
+):
+    """Route, best paths, refusals with their sentences, conflicts: rules, far hops and limits."""
+    peers = (replace(PEERS[0], max_prefixes=limit, limit_action=action), PEERS[1])
+    offers = offers_of(all_paths)
+    given_now = inputs(snapshot=replace(SNAPSHOT, peers=peers), kernel_routes=routes)
+    wanted = desired(replace(given_now, offers=offers))
+    truth = one_by_one(wanted, offers)
+    outcomes = wanted.remote.outcomes
+    assert {n: told(each) for n, each in outcomes.items()} == {
+        n: told(each) for n, each in truth.items()
+    }
+    reference = Remote(truth, {n: o for n, o in truth.items() if o.rejected}, None)
+    sentences = {(r.path.prefix, r.path.peer): r.detail for r in RejectedPaths(wanted.remote)}
+    assert sentences == {
+        (prefix_of(n), a.peer): detail
+        for n, outcome in reference.refused.items()
+        for a, _, detail in outcome.rejected
+    }
+    conflicts = {str(c) for outcome in truth.values() for c in outcome.conflicts}
+    assert {str(conflict) for conflict in wanted.conflicts} == conflicts
+
+
+@settings(max_examples=50, deadline=None)
+@given(paths, paths)
+def test_decisions_are_used_again_and_come_to_the_same(first: list[Path], second: list[Path]):
+    """What was remembered from other tables does not show."""
+    base = inputs(snapshot=SNAPSHOT)
+    before = desired(replace(base, offers=offers_of(first)))
+    offers = offers_of(second)
+    again = desired(replace(base, offers=offers), before.remote.decisions)
+    assert again.remote.decisions is before.remote.decisions
+    fresh = desired(replace(base, offers=offers))
+    assert again.routes == fresh.routes
+    assert again.best == fresh.best
+    assert sorted(map(str, again.rejected)) == sorted(map(str, fresh.rejected))
+
+
+def test_other_rules_are_other_decisions():
+    """A pool more, a link that is down: nothing is remembered."""
+    base = inputs(snapshot=SNAPSHOT)
+    before = desired(base).remote.decisions
+    assert desired(base, before).remote.decisions is before
+    wider = replace(SNAPSHOT, pools=SNAPSHOT.pools[:1])
+    assert desired(replace(base, snapshot=wider), before).remote.decisions is not before
+    down = {**base.links, "uplink0": replace(base.links["uplink0"], is_up=False)}
+    assert desired(replace(base, links=down), before).remote.decisions is not before
