@@ -107,6 +107,15 @@ class NftEdge:
             self._verified_generation = generation
             return wrong
 
+    def is_there(self) -> bool:
+        """Whether there is any table of ours.
+
+        Raises:
+            NftMissing, NftFailed: nobody can tell.
+        """
+        with self._lock:
+            return any(self._read().values())
+
     def remove(self) -> bool:
         """Takes our tables away, for an uninstall; False when there were none.
 

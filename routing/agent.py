@@ -32,8 +32,10 @@ from cni.departures import Departures
 from cni.edge_nft import NftEdge
 from cni.ipam.allocator import AddressConflict, Allocator
 from cni.ipam.pool import IPPool
+from cni.netns import Sysctls
 from cni.server import CniServer
 from cni.wiring import KernelWiring
+from routing import host_before
 from routing.control import ControlServer
 from routing.datastore.cache import SnapshotCache
 from routing.datastore.opening import open_store, pod_wishes
@@ -241,6 +243,8 @@ class Agent:
 
     async def run_until(self, stop: asyncio.Event) -> None:
         """Starts in order, runs until ``stop`` is set."""
+        with Sysctls() as sysctls:
+            host_before.note(self._settings.state_dir, sysctls)
         for change in self._wiring.prepare_host():
             log.info("host_prepared", change=change)
         for ifname in self._wiring.remove_half_made():

@@ -35,6 +35,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "node": ("routing.cli.node", "node", "Take a node out of service (drain), and back."),
     "tor-config": ("routing.cli.torconfig", "tor_config", "The router's side of our sessions."),
     "cni": ("routing.cli.cni", "cni", "Install or remove the CNI plugin on this host."),
+    "uninstall": ("routing.cli.uninstall", "uninstall", "Take slash32 off this machine."),
     "version": ("routing.cli.about_itself", "version", "Versions of what runs here."),
     "completion": ("routing.cli.about_itself", "completion", "A completion script for a shell."),
     "migrate": ("routing.cli.migrate", "migrate", "Translate another network's resources."),

@@ -125,7 +125,9 @@ def test_only_the_agent_is_privileged():
             assert context["allowPrivilegeEscalation"] is False, name
             assert context["capabilities"]["drop"] == ["ALL"], name
             assert context["readOnlyRootFilesystem"] is True, name
-            wanted = ["NET_BIND_SERVICE", "NET_ADMIN"] if each["name"] == "speaker" else []
+            wanted = {"speaker": ["NET_BIND_SERVICE", "NET_ADMIN"], "clean": ["NET_ADMIN"]}.get(
+                each["name"], []
+            )
             assert context["capabilities"].get("add", []) == wanted
 
 
