@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 from binascii import b2a_base64
 from collections.abc import Iterator
 from typing import Any
@@ -195,16 +196,19 @@ class Known:
 # -- reading ---------------------------------------------------------------------------------------
 
 
+_connection: Any = None
+"""exabgp.reactor.network.connection"""
+
+
 def _receive(connection: Any) -> bool:
     """Whether anything came into the connection's buffer. Errors are the original's."""
-    module = importlib.import_module("exabgp.reactor.network.connection")
+    module = _connection
     if not connection.io:
         connection.close()
         raise module.NotConnected("Trying to read on a closed TCP connection")
-    if not connection.reading():
-        return False
     try:
-        read = connection.io.recv(RECEIVE_BYTES)
+        # It does not wait, so there is no need to ask first.
+        read = connection.io.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
     except OSError as error:
         if error.args[0] in module.error.block:
             return False
@@ -237,7 +241,8 @@ def _has_message(buffer: bytearray, longest: int) -> bool:
 
 
 def _buffered_reader() -> None:
-    module = importlib.import_module("exabgp.reactor.network.connection")
+    global _connection
+    module = _connection = importlib.import_module("exabgp.reactor.network.connection")
     original = module.Connection.reader
     nothing = 0, 0, b"", b"", None
 

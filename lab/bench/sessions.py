@@ -83,9 +83,10 @@ def _measure(
     if len(up_s) < len(peers):
         raise LabFailure(f"{len(up_s)} of {len(peers)} sessions came up")
     time.sleep(SETTLE_S)
-    before_s, began_s = system.cpu_s(), time.monotonic()
+    before_s, began_s = system.cpu_s_by_name(), time.monotonic()
     time.sleep(IDLE_S)
-    idle = 100 * (system.cpu_s() - before_s) / (time.monotonic() - began_s)
+    after_s, took_s = system.cpu_s_by_name(), time.monotonic() - began_s
+    idle = {name: 100 * (after_s[name] - before_s.get(name, 0.0)) / took_s for name in after_s}
     heard = [len(peer.heard) for peer in peers]
     system.announce(BLOCK)
     end_s = time.monotonic() + DEADLINE_S
@@ -97,8 +98,10 @@ def _measure(
     return {
         "sessions": len(peers),
         "establish_s": max(up_s) - min(up_s),
-        "idle_cpu_percent": idle,
+        "idle_cpu_percent": sum(idle.values()),
+        **{f"idle_cpu_percent_{name}": each for name, each in sorted(idle.items())},
         "peak_mib": system.peak_mib(),
+        **{f"peak_mib_{name}": each for name, each in sorted(system.peak_mib_by_name().items())},
         "one_block_first_to_last_s": max(told) - min(told),
         "keepalive_gap_s": max(peer.longest_gap_s() for peer in peers),
     }

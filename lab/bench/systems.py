@@ -17,7 +17,10 @@ from lab.plan import LabFailure
 
 ASN, PEER_ASN = 64601, 64512
 STOP_DEADLINE_S = 10.0
-TICK_HZ = os.sysconf("SC_CLK_TCK")
+_ROLES = {
+    "exabgp_tuned.py": "exabgp", "bridge.py": "bridge", "agent": "agent", "speaker": "supervisor",
+}  # fmt: skip
+"""What is on the command line of each of ours."""
 
 
 def own(number: int) -> str:
@@ -98,20 +101,44 @@ class System(ABC):
 
     def cpu_s(self) -> float:
         """CPU time of all its processes so far."""
-        total = 0
-        for pid in self.processes():
-            fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
-            total += sum(int(word) for word in fields[11:13])
-        return total / TICK_HZ
+        return sum(self.cpu_s_by_name().values())
 
     def peak_mib(self) -> float:
         """The sum of what each of its processes had resident at most."""
-        total = 0
+        return sum(self.peak_mib_by_name().values())
+
+    def cpu_s_by_name(self) -> dict[str, float]:
+        """CPU time so far, by what each of its processes is."""
+        found: dict[str, float] = {}
+        for pid in self.processes():
+            # The scheduler's own account, in nanoseconds: a tick is too coarse for an idle one.
+            spent = sum(
+                int(_read(task).split()[0] or 0)
+                for task in Path(f"/proc/{pid}/task").glob("*/schedstat")
+                if _read(task)
+            )
+            name = _role(pid)
+            found[name] = found.get(name, 0.0) + spent / 1e9
+        return found
+
+    def peak_mib_by_name(self) -> dict[str, float]:
+        """What was resident at most, by what each of its processes is."""
+        found: dict[str, float] = {}
         for pid in self.processes():
             for line in _read(Path(f"/proc/{pid}/status")).splitlines():
                 if line.startswith("VmHWM:"):
-                    total += int(line.split()[1])
-        return total / 1024
+                    name = _role(pid)
+                    found[name] = found.get(name, 0.0) + int(line.split()[1]) / 1024
+        return found
+
+
+def _role(pid: int) -> str:
+    """``agent``, ``supervisor``, ``exabgp``, ``bridge``, or the program's own name."""
+    argv = _read(Path(f"/proc/{pid}/cmdline")).split("\0")
+    for word, role in _ROLES.items():
+        if any(each == word or each.endswith(f"/{word}") for each in argv):
+            return role
+    return Path(argv[0]).name
 
 
 def _read(path: Path) -> str:

@@ -36,7 +36,9 @@ def test_the_setting_makes_it_stock():
     assert "ExaBGP runs stock: by setting" in starts(SLASH32_EXABGP="stock")
 
 
-@pytest.mark.parametrize("part", ["exabgp_habits", "exabgp_attributes", "exabgp_hotpath"])
+@pytest.mark.parametrize(
+    "part", ["exabgp_habits", "exabgp_attributes", "exabgp_hotpath", "exabgp_turns"]
+)
 def test_one_function_that_differs_makes_it_stock(part, monkeypatch, tmp_path):
     """Half of the changes on another ExaBGP is what nobody has tested."""
     tuned = load("exabgp_tuned")
