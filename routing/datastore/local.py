@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
-
-import structlog
 
 from cni.ipam.block import Block
 from routing.datastore.database import Busy, Database
@@ -61,7 +60,7 @@ from routing.datastore.snapshot import (
     snapshot_of,
 )
 
-log = structlog.get_logger("routing.datastore")
+log = logging.getLogger("routing.datastore")
 
 POLL_S = 0.1
 """How often changed() looks."""
@@ -131,7 +130,7 @@ class LocalStore:
                 if self._mark() != self._seen:
                     return
             except Busy:
-                log.debug("store_busy", path=str(self._path))
+                log.debug("store_busy path=%s", self._path)
             except StoreError:
                 await asyncio.sleep(POLL_S)
                 raise
