@@ -21,6 +21,7 @@ import structlog
 
 from lab import build, teardown
 from lab.chaos import (
+    control_plane,
     hostile,
     kernel,
     links,
@@ -45,6 +46,7 @@ MODULES = (
     kernel,
     plugin,
     misbehaving_api,
+    control_plane,
     security,
     suites,
     topologies,
@@ -57,6 +59,7 @@ SHAPES = {
     Stage.TWO_TORS: Shape(nodes=2, tors=2, pods=1),
     Stage.REFLECTORS: Shape(nodes=3, tors=2, pods=1, topology="rr"),
     Stage.MESH: Shape(nodes=3, tors=1, pods=1, topology="mesh"),
+    Stage.KUBERNETES: Shape(nodes=3, tors=1, pods=1, store="kubernetes"),
 }
 
 

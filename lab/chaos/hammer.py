@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import random
 import sys
 import time
@@ -21,6 +22,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count, pairwise
 from pathlib import Path
+
+import structlog
 
 from cni.attachment import Attachment
 from cni.ipam.allocator import Allocator
@@ -203,6 +206,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     history = asyncio.run(
         hammer(asked.kubeconfig, asked.node, duration_s=asked.seconds, seed=asked.seed)
     )

@@ -24,6 +24,7 @@ class Stage(Enum):
     REFLECTORS = "three nodes, two route reflectors (BIRD)"
     MESH = "three nodes, no router"
     FRR_TOR = "two nodes, one FRR"
+    KUBERNETES = "three nodes, one BIRD, a Kubernetes API"
     NO_LAB = "no lab"
 
 

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -24,11 +25,19 @@ from cni.attachment import Attachment
 from lab import build, namespaces, oracle, processes, routers, runtime
 from lab.build import Lab
 from lab.chaos.watch import Flow, Watch, watching
-from lab.plan import LabFailure, Machine, Pod
+from lab.plan import API_PORT, LabFailure, Machine, Pod
 from lab.processes import Process
 from lab.waiting import wait_until
 
 DEADLINE_S = 60.0
+_REQUEST = """
+import json, sys, urllib.request
+asked = json.load(sys.stdin)
+data = None if asked["body"] is None else json.dumps(asked["body"]).encode()
+kind = "application/merge-patch+json" if asked["method"] == "PATCH" else "application/json"
+request = urllib.request.Request(asked["url"], data, {"Content-Type": kind}, method=asked["method"])
+print(urllib.request.urlopen(request, timeout=20).read().decode())
+"""
 ORACLE_DEADLINE_S = 30.0
 PROTOCOL = 132
 
@@ -147,6 +156,34 @@ class World:
             env=build.environment(self.lab.paths),
             stdin=text,
         )
+
+    def delete(self, kind: str, *names: str, ok: tuple[int, ...] = (0,)) -> str:
+        """``slash32 delete``."""
+        return namespaces.run(
+            build.slash32_command("delete", kind, *names),
+            namespace=self.lab.plan.client.namespace,
+            env=build.environment(self.lab.paths),
+            ok=ok,
+        )
+
+    def api(self, path: str, body: Any = None, *, method: str = "") -> Any:
+        """A request past ``slash32`` to the lab's Kubernetes API: an object, or a switch of its
+        own such as ``/-/silent`` (lab/apiserver). GET without a body, POST with one."""
+        request = json.dumps({"url": f"http://127.0.0.1:{API_PORT}{path}", "body": body,
+                              "method": method or ("GET" if body is None else "POST")})  # fmt: skip
+        namespace = self.lab.plan.client.namespace
+        argv = [sys.executable, "-c", _REQUEST]
+        return json.loads(namespaces.run(argv, namespace=namespace, stdin=request) or "null")
+
+    def store_errors(self) -> list[str]:
+        """Why agents cannot reach their store, with the node's name; [] when all can."""
+        found = []
+        for node in self.nodes:
+            with suppress(LabFailure):
+                row = self.lab.ask(node, "status")
+                error = row["store"]["error"]
+                found += [f"{node}: {error}"] if error else []
+        return found
 
     def is_healthy(self, node: str) -> bool:
         status = self.ask(node, "status")
