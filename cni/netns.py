@@ -24,6 +24,7 @@ CLONE_NEWNET = 0x40000000
 NS_GET_NSTYPE = 0xB703
 """ioctl of linux/nsfs.h: the CLONE_NEW* flag of a namespace's descriptor."""
 
+PROC_SYS_NET = "/proc/sys/net"
 _BOUND_DIRECTORIES = ("ipv4/conf", "ipv4/neigh", "ipv6/conf")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -94,15 +95,17 @@ class Sysctls:
 
     Args:
         netns_fd: the namespace; None is the calling thread's.
+        root: where /proc/sys/net is; in a container that may not write there, a mount of the
+            host's.
     """
 
-    def __init__(self, netns_fd: int | None = None) -> None:
+    def __init__(self, netns_fd: int | None = None, *, root: str = PROC_SYS_NET) -> None:
         self._directories: dict[str, int] = {}
         with inside(netns_fd):
             for name in _BOUND_DIRECTORIES:
                 try:
                     self._directories[name] = os.open(
-                        f"/proc/sys/net/{name}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+                        f"{root}/{name}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
                     )
                 except FileNotFoundError:
                     continue

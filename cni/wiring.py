@@ -32,7 +32,14 @@ from cni import hostend, podend
 from cni import netlink as nl
 from cni.hostend import HostEnd
 from cni.netlink import NetlinkError, NetlinkSocket
-from cni.netns import Sysctls, inside, is_network_namespace, is_same_namespace, own_netns
+from cni.netns import (
+    PROC_SYS_NET,
+    Sysctls,
+    inside,
+    is_network_namespace,
+    is_same_namespace,
+    own_netns,
+)
 from cni.podlink import GATEWAY_V6, HOST_MAC, AliasError, AliasRecord, PodLink, decode_alias
 
 log = logging.getLogger(__name__)
@@ -94,6 +101,7 @@ class KernelWiring:
             close it.
         later: runs what no runtime need wait for (the pod's loopback), soon and in the same
             thread; None does it at once.
+        proc_sys_net: where sysctls are written; /proc/sys is read-only in a container.
 
     Raises:
         OSError: no netlink socket can be had.
@@ -104,7 +112,9 @@ class KernelWiring:
         *,
         netns_fd: int | None = None,
         later: Callable[[Callable[[], None]], object] | None = None,
+        proc_sys_net: str = PROC_SYS_NET,
     ) -> None:
+        self._proc_sys_net = proc_sys_net
         self._later = later
         self._unreadable: frozenset[int] = frozenset()
         self._observed: dict[bytes, ObservedLink] = {}
@@ -123,7 +133,7 @@ class KernelWiring:
             self._socket = stack.enter_context(NetlinkSocket(netns_fd=netns_fd))
             # Of its own: whoever reads a thousand links in a thread must not keep an ADD waiting.
             self._reader = stack.enter_context(NetlinkSocket(netns_fd=netns_fd))
-            self._sysctls = stack.enter_context(Sysctls(netns_fd))
+            self._sysctls = stack.enter_context(Sysctls(netns_fd, root=proc_sys_net))
             self._stack = stack.pop_all()
 
     def close(self) -> None:
@@ -558,10 +568,9 @@ class KernelWiring:
             if not stays_open:
                 socket.close()
 
-    @staticmethod
-    def _allow_ipv6(link: PodLink, socket: NetlinkSocket) -> None:
+    def _allow_ipv6(self, link: PodLink, socket: NetlinkSocket) -> None:
         try:
-            with Sysctls() as sysctls:
+            with Sysctls(root=self._proc_sys_net) as sysctls:
                 for path, value in podend.wanted_sysctls(link).items():
                     sysctls.write(path, value)
         except BaseException:

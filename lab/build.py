@@ -141,6 +141,11 @@ class Lab:
         self._record = record
         self._lock = Lock()
         self.pod_results: dict[str, runtime.JsonObject] = {}
+        self.agent_options: tuple[str, ...] = ()
+        """For every agent started from now on."""
+        self.wrappers: dict[str, tuple[str, ...]] = {}
+        """``agent``, ``speaker``: a command that each is started by from now on, inside its node's
+        network."""
 
     @property
     def record(self) -> LabState:
@@ -238,7 +243,8 @@ class Lab:
     def start_speaker(self, node: Machine) -> None:
         """A node's speaker, at first or after the one before has ended."""
         arguments = ["--run-dir", str(self.paths.run_dir(node.name))]
-        self._start(f"speaker-{node.name}", slash32_command("speaker", *arguments), node)
+        command = [*self.wrappers.get("speaker", ()), *slash32_command("speaker", *arguments)]
+        self._start(f"speaker-{node.name}", command, node)
 
     def start_agent(self, node: Machine) -> None:
         """A node's agent, at first or after the one before has ended."""
@@ -246,7 +252,9 @@ class Lab:
         paths.state_dir(node.name).mkdir(parents=True, exist_ok=True)
         arguments = ["--run-dir", str(paths.run_dir(node.name)), "--node", node.name]
         arguments += ["--state-dir", str(paths.state_dir(node.name))]
-        self._start(f"agent-{node.name}", slash32_command("agent", *arguments), node)
+        command = slash32_command("agent", *arguments, *self.agent_options)
+        command = [*self.wrappers.get("agent", ()), *command]
+        self._start(f"agent-{node.name}", command, node)
 
     def start_router(self, tor: Machine, *, is_restart: bool = False) -> None:
         """A router's BIRD, at first or after the one before has ended (``is_restart``)."""

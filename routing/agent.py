@@ -129,7 +129,10 @@ class Agent:
         self._started_at_s = time.monotonic()
         self._metrics = AgentMetrics(node=settings.node, version=version, clock=time.monotonic)
         self._pools_of: tuple[Snapshot, list[IPPool]] | None = None
-        self._wiring = KernelWiring(later=lambda work: asyncio.get_running_loop().call_soon(work))
+        self._wiring = KernelWiring(
+            later=lambda work: asyncio.get_running_loop().call_soon(work),
+            proc_sys_net=str(settings.proc_sys_net),
+        )
         departures = Departures()
         self._fib = KernelFib(on_link_gone=departures.tell, is_awaited=departures.is_awaited)
         departures.on_expect = self._fib.listen

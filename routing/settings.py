@@ -38,6 +38,8 @@ class Settings:
         collect_grace_s: how long an address must have been without a link to be given back.
         http_port: where metrics, probes and the live page are on loopback; None for nowhere.
         metrics_address: an address of this node where the metrics alone are served besides.
+        proc_sys_net: where sysctls are written; elsewhere in a container without privileges, where
+            /proc/sys is read-only.
     """
 
     node: str
@@ -51,11 +53,12 @@ class Settings:
     http_port: int | None = None
     metrics_address: IPv4Address | IPv6Address | None = None
     kubeconfig: Path | None = None
+    proc_sys_net: Path = Path("/proc/sys/net")
 
     def __post_init__(self) -> None:
         if not NODE_NAME.fullmatch(self.node):
             raise InvalidSettings(f"node = {self.node!r}: must be a DNS-1123 subdomain")
-        for name in ("run_dir", "state_dir", "store", "kubeconfig"):
+        for name in ("run_dir", "state_dir", "store", "kubeconfig", "proc_sys_net"):
             path: Path | None = getattr(self, name)
             if path is not None and not path.is_absolute():
                 raise InvalidSettings(f"{name} = {str(path)!r}: must be an absolute path")

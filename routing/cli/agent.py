@@ -73,6 +73,14 @@ from routing.settings import (
     help="An address of this node where /metrics (alone) is served besides, at the same port.",
 )
 @click.option(
+    "--proc-sys-net",
+    envvar="SLASH32_PROC_SYS_NET",
+    default="/proc/sys/net",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Where sysctls are written; a mount of the host's in a container that is not privileged.",
+)
+@click.option(
     "--log-format", type=click.Choice(["console", "json"]), default="console", show_default=True
 )
 @click.option(
@@ -91,6 +99,7 @@ def agent(
     cooldown: float,
     http_port: int,
     metrics_address: str | None,
+    proc_sys_net: Path,
     log_format: str,
     log_level: str,
 ) -> None:
@@ -113,6 +122,7 @@ def agent(
             cooldown_s=cooldown,
             http_port=http_port or None,
             metrics_address=_address(metrics_address),
+            proc_sys_net=proc_sys_net,
         )
         try:
             asyncio.run(run_agent(settings, version=version()))
