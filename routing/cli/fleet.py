@@ -18,6 +18,7 @@ import click
 from click.core import ParameterSource
 
 from routing.cli.exits import UNREACHABLE, USAGE, Exit
+from routing.cli.options import agent_at
 from routing.cli.output import FORMATS
 from routing.cli.resources_options import store_option
 
@@ -216,15 +217,7 @@ def _node_of(data: Any) -> str:
 
 def agent_here(where: Where) -> str | None:
     """The node of the agent that answers here, or None."""
-    from routing.asking import Unreachable, ask
-
-    socket = where.run_dir / "agent.sock"
-    if not socket.exists():
-        return None
-    try:
-        return str(ask(socket, "status", timeout_s=2.0)["node"])
-    except (Unreachable, KeyError, TypeError):
-        return None
+    return agent_at(where.run_dir)
 
 
 def _far(where: Where, node: str, command: Sequence[str]) -> Any:

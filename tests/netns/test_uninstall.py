@@ -6,10 +6,8 @@ Links, addresses, routes, rules, nexthops, nftables, sysctls, sockets, files.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import pytest
 
 from lab.runtime import Runtime, Sandbox, load_network
 from tests.fakes.bgp_world import Routers, wait_until, why_not
+from tests.fakes.machine import Machine
 
 pytestmark = [
     pytest.mark.netns,
@@ -27,7 +26,6 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("nft") is None, reason="needs nft"),
 ]
 
-ROOT = Path(__file__).parents[2]
 LEARNED = "10.244.9.0/26"
 CONTAINER = "c0ffee0123456789"
 NETWORK = """\
@@ -58,66 +56,14 @@ spec: {peerIP: 10.255.2.2, asNumber: 65020}
 """
 
 
-class Machine:
-    """The node: its namespace, its directories, its processes."""
-
-    def __init__(self, routers: Routers, root: Path) -> None:
-        self.netns = routers.node
-        self.root = root
-        for name in ("bin", "net.d"):
-            (root / name).mkdir()
-        self.daemons: list[subprocess.Popen[bytes]] = []
-
-    def run(self, *words: str) -> str:
-        done = subprocess.run(
-            ["ip", "netns", "exec", self.netns, *words],
-            capture_output=True, text=True, timeout=30, check=True,
-        )  # fmt: skip
-        return done.stdout
-
-    @property
-    def _environment(self) -> dict[str, str]:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("SLASH32_")}
-        return clean | {
-            "SLASH32_RUN_DIR": str(self.root / "run"),
-            "SLASH32_STATE_DIR": str(self.root / "state"),
-            "SLASH32_STORE": str(self.root / "state" / "store.db"),
-        }
-
-    def _command(self, *arguments: str) -> list[str]:
-        program = [sys.executable, "-m", "routing.cli.main"]
-        return ["ip", "netns", "exec", self.netns, *program, *arguments]
-
-    def slash32(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self._command(*arguments), cwd=ROOT, env=self._environment, input=stdin,
-            capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
+class Node(Machine):
+    """Which can be looked at as a whole."""
 
     def uninstall(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.slash32(
             "uninstall", "--bin-dir", str(self.root / "bin"),
             "--conf-dir", str(self.root / "net.d"), *arguments,
         )  # fmt: skip
-
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        with (self.root.parent / f"{arguments[0]}.log").open("ab") as log:
-            process = subprocess.Popen(
-                self._command(*arguments), cwd=ROOT, env=self._environment,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
-        self.daemons.append(process)
-        return process
-
-    def stop(self) -> None:
-        while self.daemons:
-            process = self.daemons.pop()
-            process.terminate()
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
     def seen(self) -> dict[str, Any]:
         """All that an uninstall could leave behind, by what an operator would look with."""
@@ -154,16 +100,16 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
+def machine(tmp_path: Path) -> Iterator[Node]:
     routers = Routers(tmp_path)
-    made: Machine | None = None
+    made: Node | None = None
     try:
         for number in (1, 2):
             routers.send(number, [LEARNED])
             routers.birds[number].start()
         root = tmp_path / "m"
         root.mkdir()
-        made = Machine(routers, root)
+        made = Node(routers.node, root)
         # A machine that was not one of this cluster's: it forwards nothing, but on one link.
         made.run("sysctl", "-w", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0")
         made.run("sysctl", "-w", "net.ipv4.conf.up2.forwarding=1")
@@ -185,7 +131,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
         routers.close()
 
 
-def test_installed_used_uninstalled_and_nothing_is_left(machine: Machine):
+def test_installed_used_uninstalled_and_nothing_is_left(machine: Node):
     """While it is in use nothing goes; then all of it."""
     before = machine.seen()
     (machine.root / "state").mkdir(0o700)
