@@ -172,26 +172,48 @@ class UpdateDecoder:
         """An UPDATE of nothing but these attributes, when it announces by attributes that are known
         or withdraws one prefix; whether it was that."""
         if len(block) in (_ONE_GONE_V6, _ONE_GONE_V6 + 1) and block[1] == _MP_UNREACH:
-            at = len(block) - 17
-            length = block[at]
+            place = len(block) - 17
+            length = block[place]
             is_long = bool(block[0] & _EXTENDED_LENGTH)
             said = block[2] << 8 | block[3] if is_long else block[2]
             if (
                 said == 20
                 and is_long == (len(block) != _ONE_GONE_V6)
-                and block[at - 3 : at] == b"\0\2\1"
+                and block[place - 3 : place] == b"\0\2\1"
                 and 121 <= length <= 128
                 and not block[-1] & _HOST_OCTET[length - 96]
             ):
-                batch.routes[block[at:]] = None
+                batch.routes[block[place:]] = None
                 return True
             return False
-        guessed = self._guess_reach(peer, block, is_ebgp)
-        if guessed is None:
+        at = self._reach_at.get((peer, is_ebgp), len(block))
+        if at + 9 > len(block) or block[at + 1] != _MP_REACH:
             return False
-        judged, nlris, unsound = guessed
-        if unsound:
-            batch.refuse(unsound, "host-bits")
+        if block[at] & _EXTENDED_LENGTH:
+            start, size = at + 4, block[at + 2] << 8 | block[at + 3]
+        else:
+            start, size = at + 3, block[at + 2]
+        stop = start + size
+        nlris_at = start + 5 + block[start + 3]
+        if stop > len(block) or nlris_at > stop:
+            return False
+        # A guess: what is before it is compared as a whole with what was found to be whole
+        # attributes, so that a wrong one finds nothing.
+        head = block[start:nlris_at]
+        judged = self._reach[peer, is_ebgp].get((block[:at], head, block[stop:]))
+        if judged is None:
+            return False
+        length = block[nlris_at] if nlris_at < stop else 0
+        if (
+            stop - nlris_at == 17
+            and 121 <= length <= 128
+            and not isinstance(judged, str)
+            and not block[stop - 1] & _HOST_OCTET[length - 96]
+        ):
+            batch.routes[block[nlris_at:stop]] = judged
+            return True
+        nlris, unsound = split(block, nlris_at, stop, _FAMILIES[head[:3]])
+        batch.refuse(unsound, "host-bits")
         batch.announce(nlris, judged)
         return True
 
@@ -238,32 +260,6 @@ class UpdateDecoder:
         if reach is not None:
             batch.announce(reach[1], reach[0])
         return None
-
-    def _guess_reach(
-        self, peer: Address, block: bytes, is_ebgp: bool
-    ) -> tuple[Judged, list[Nlri], list[Nlri]] | None:
-        """The routes of a block whose parts are all known, its MP_REACH_NLRI where the last was.
-
-        What is before it is compared as a whole with what was found to be whole attributes, so that
-        a wrong guess finds nothing.
-        """
-        key = peer, is_ebgp
-        at = self._reach_at.get(key)
-        if at is None or at + 9 > len(block) or block[at + 1] != _MP_REACH:
-            return None
-        if block[at] & _EXTENDED_LENGTH:
-            start, size = at + 4, block[at + 2] << 8 | block[at + 3]
-        else:
-            start, size = at + 3, block[at + 2]
-        stop = start + size
-        nlris_at = start + 5 + block[start + 3]
-        if stop > len(block) or nlris_at > stop:
-            return None
-        head = block[start:nlris_at]
-        judged = self._reach[key].get((block[:at], head, block[stop:]))
-        if judged is None:
-            return None
-        return (judged, *split(block, nlris_at, stop, _FAMILIES[head[:3]]))
 
     def _reached(
         self, peer: Address, parts: _Parts, attributes: Attributes | str, is_ebgp: bool

@@ -17,6 +17,7 @@ from routing.routes import Prefix
 PrefixClass = tuple[int, str | None] | Nlri
 """An interval and length with the owner, or the prefix itself: it is like no other."""
 
+
 _BEYOND = {
     5: [(1 << (32 - length)) - 1 for length in range(33)],
     17: [(1 << (128 - length)) - 1 for length in range(129)],
@@ -61,6 +62,28 @@ class PrefixClasses:
         if lengths[0] == length == lengths[-1]:
             return interval, self._owners.get(nlri)
         return self._of_odd(nlri, interval)
+
+    def alike(self, nlri: Nlri) -> tuple[int, Nlri, Nlri, bool]:
+        """Which prefixes are of the class of ``nlri``: as many bytes, of them from which to which;
+        and whether that is not so, for owners are looked up one by one."""
+        size, length = len(nlri), nlri[0]
+        if self._lengths[size]:
+            return size, nlri, nlri, True
+        cuts = self._cuts[size]
+        start = int.from_bytes(nlri[1:], "big")
+        beyond = _BEYOND[size][length]
+        at = bisect_right(cuts, start)
+        end = cuts[at] if at < len(cuts) else 1 << (size - 1) * 8
+        if end <= start | beyond:
+            return size, nlri, nlri, False
+        first = cuts[at - 1] if at else 0
+        head = nlri[:1]
+        return (
+            size,
+            head + first.to_bytes(size - 1, "big"),
+            head + (end - 1 - beyond).to_bytes(size - 1, "big"),
+            False,
+        )
 
     def _of_odd(self, nlri: Nlri, interval: int) -> PrefixClass:
         """Where blocks are not all as long as the prefix."""

@@ -59,8 +59,7 @@ def part_of(report: PassReport, nlris: Sequence[Nlri]) -> PassReport:
     desired = report.desired
     wanted, actual = RouteTable.of(desired.routes), RouteTable.of(report.actual)
     remote = Remote(decisions=desired.remote.decisions)
-    for nlri in nlris:
-        remote.put(nlri, desired.remote.outcomes.get(nlri))
+    remote.put({nlri: desired.remote.outcomes.get(nlri) for nlri in nlris})
     routes = RouteTable(wanted.single, _some(wanted.grouped, nlris))
     local = {key: kind for key in wanted.single if (kind := desired.kinds.get(key)) is not None}
     held = report.held

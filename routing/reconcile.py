@@ -58,6 +58,8 @@ READ_INLINE_MAX = 100
 LOGGED_ONE_BY_ONE = 100
 """Of a bigger change only the numbers are logged: a line a route takes longer than the route."""
 UPDATE_KICK = "bgp:update:"
+NO_RULE = ("bgp:end_of_rib:", "bgp:complete:", "bgp:refreshed:")
+"""Kicks that change nothing of what becomes of a path."""
 COALESCE_S = 0.005
 """How long a pass waits after the first kick, so that a burst of events is one pass."""
 
@@ -188,8 +190,13 @@ class Reconciler:
                 pass
             self._kicked.clear()
             reasons, self._reasons = self._reasons, set()
-            if not failures_in_row and await self._short_pass(reasons):
-                continue
+            updates = {reason for reason in reasons if reason.startswith(UPDATE_KICK)}
+            others = reasons - updates
+            if not failures_in_row and all(reason.startswith(NO_RULE) for reason in others):
+                # The routes first; the rest is about gates and End-of-RIB, and can wait.
+                was_short = await self._short_pass(bool(updates))
+                if was_short and not others:
+                    continue
             failed = await self.run_pass()
             failures_in_row = min(failures_in_row + 1, 16) if failed else 0
 
@@ -223,15 +230,13 @@ class Reconciler:
             async with self._pass_done:
                 self._pass_done.notify_all()
 
-    async def _short_pass(self, reasons: set[str]) -> bool:
+    async def _short_pass(self, has_updates: bool) -> bool:
         """Only the prefixes that UPDATEs have changed, where nothing else has; update_lane.py.
 
         Returns False when it takes a whole pass.
         """
         is_resync = self._clock() >= self._resync_due_s
-        if not reasons or not self.report.passes or is_resync or self._repair_due:
-            return False
-        if not all(reason.startswith(UPDATE_KICK) for reason in reasons):
+        if not has_updates or not self.report.passes or is_resync or self._repair_due:
             return False
         changed = self._speaker.take_changes()
         last = self.report.desired

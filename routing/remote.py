@@ -33,7 +33,9 @@ MEMO_MAX = 200_000
 """Kinds of prefixes; beyond, all are forgotten and asked for again as they come."""
 
 Said = tuple[PathAttributes, ...]
-Kind = tuple[PrefixClass, Said]
+
+
+_NOTHING: dict[Said, Outcome] = {}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,15 +77,20 @@ class Remote:
     refused: dict[Nlri, Outcome] = field(default_factory=dict)
     decisions: Decisions | None = None
 
-    def put(self, nlri: Nlri, outcome: Outcome | None) -> None:
-        """Takes over what has become of one prefix; None: nothing is said of it any more."""
-        self.refused.pop(nlri, None)
-        if outcome is None:
-            self.outcomes.pop(nlri, None)
-            return
-        self.outcomes[nlri] = outcome
-        if outcome.rejected:
-            self.refused[nlri] = outcome
+    def put(self, news: Mapping[Nlri, Outcome | None]) -> None:
+        """Takes over what has become of some prefixes; None: nothing is said of it any more."""
+        outcomes, refused = self.outcomes, self.refused
+        refusing = {each for each in set(news.values()) if each is not None and each.rejected}
+        for nlri, outcome in news.items():
+            if outcome is None:
+                outcomes.pop(nlri, None)
+            else:
+                outcomes[nlri] = outcome
+        if refused or refusing:
+            for nlri, outcome in news.items():
+                refused.pop(nlri, None)
+                if outcome in refusing and outcome is not None:
+                    refused[nlri] = outcome
 
     def has_routes(self) -> bool:
         """Whether anything that was learned is used."""
@@ -110,7 +117,8 @@ class Decisions:
         self.rules = rules
         self._learner: Learner | None = None
         self._classes = PrefixClasses(rules.compared_prefixes(), rules.owned())
-        self._memo: dict[Kind, Outcome] = {}
+        self._memo: dict[PrefixClass, dict[Said, Outcome]] = {}
+        self._remembered = 0
         self._near: dict[PathAttributes, bool] = {}
         self._far_hops: frozenset[Address] = frozenset()
         """The next hops on no link of ours, as of the last ``all``."""
@@ -228,23 +236,35 @@ class Decisions:
         return bool(nlri[0]) and at < len(hops) and hops[at] <= last
 
     def _of_kinds(self, offers: Offers) -> dict[Nlri, Outcome]:
-        memo, class_of = self._memo, self._classes.of
+        memo, classes = self._memo, self._classes
         outcomes: dict[Nlri, Outcome] = {}
-        unknown: dict[Kind, list[Nlri]] = {}
+        unknown: dict[tuple[PrefixClass, Said], list[Nlri]] = {}
+        # Neighbours in a table are mostly of one class: it is looked for where the last one ends.
+        size, first, last, owned = 0, b"", b"", False
+        present: PrefixClass = b""
+        known: dict[Said, Outcome] = {}
         for nlri, said in offers.items():
-            kind = class_of(nlri), said
-            outcome = memo.get(kind)
+            if owned or not first <= nlri <= last or len(nlri) != size:
+                there = classes.of(nlri)
+                if there != present:
+                    present, known = there, memo.get(there, _NOTHING)
+                if not owned:
+                    size, first, last, owned = classes.alike(nlri)
+            outcome = known.get(said)
             if outcome is None:
-                unknown.setdefault(kind, []).append(nlri)
+                unknown.setdefault((present, said), []).append(nlri)
             else:
                 outcomes[nlri] = outcome
         if unknown:
-            if len(memo) + len(unknown) > MEMO_MAX:
+            self._remembered += len(unknown)
+            if self._remembered > MEMO_MAX:
+                self._remembered = len(unknown)
                 memo.clear()
-            samples = {nlris[0]: kind[1] for kind, nlris in unknown.items()}
+            samples = {nlris[0]: said for (_, said), nlris in unknown.items()}
             answers = outcomes_of(samples, self.learner.learn(paths_of(samples)))
-            for kind, nlris in unknown.items():
-                memo[kind] = outcome = answers[nlris[0]]
+            for (there, said), nlris in unknown.items():
+                outcome = answers[nlris[0]]
+                memo.setdefault(there, {})[said] = outcome
                 outcomes.update(dict.fromkeys(nlris, outcome))
         return outcomes
 

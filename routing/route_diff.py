@@ -42,14 +42,22 @@ def diff_routes(
     """
     create, replace, delete = RouteTable(), Replacements(), RouteTable()
     was_of = actual.grouped.get
+    # Many change from the same to the same: what was compared just now is not compared again.
+    before: Hops | None = None
+    after: Hops | None = None
+    change: tuple[Hops, Hops] | None = None
     for nlri, hops in desired.grouped.items():
         was = was_of(nlri)
         if was is hops:
             continue
         if was is None:
             create.grouped[nlri] = hops
-        elif was != hops:
-            replace.grouped[nlri] = was, hops
+            continue
+        if was is not before or hops is not after:
+            before, after = was, hops
+            change = None if was == hops else (was, hops)
+        if change is not None:
+            replace.grouped[nlri] = change
     held_single: list[tuple[RouteKey, str]] = []
     for key, route in actual.single.items():
         wanted = desired.single.get(key)

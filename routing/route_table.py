@@ -158,6 +158,16 @@ def grouped_differing(before: Mapping[Nlri, Hops], after: Mapping[Nlri, Hops]) -
     if before is after:
         return []
     get = before.get
+    found: list[Nlri] = []
     # By identity first: nothing of a table that did not change is looked at twice.
-    changed = [n for n, hops in after.items() if (was := get(n)) is not hops and was != hops]
-    return [*changed, *(before.keys() - after.keys())]
+    last: tuple[Hops | None, Hops] | None = None
+    differs = False
+    for nlri, hops in after.items():
+        was = get(nlri)
+        if was is hops:
+            continue
+        if last is None or was is not last[0] or hops is not last[1]:
+            last, differs = (was, hops), was != hops
+        if differs:
+            found.append(nlri)
+    return [*found, *(before.keys() - after.keys())]

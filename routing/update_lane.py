@@ -73,8 +73,7 @@ def relearn(last: Desired, changed: Offers, received: Mapping[Address, int]) -> 
 def merge(last: Desired, news: Relearned) -> None:
     """Puts ``news`` into the tables of ``last``, in place: copying tables of 100,000 entries for
     one prefix is what this module is to avoid."""
-    for nlri, outcome in news.outcomes.items():
-        last.remote.put(nlri, outcome)
+    last.remote.put(news.outcomes)
     grouped = RouteTable.of(last.routes).grouped
     for nlri, hops in news.hops.items():
         if hops is None:

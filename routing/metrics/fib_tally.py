@@ -120,17 +120,17 @@ class FibTally:
 
 
 def _as_before(
-    before: Mapping[RouteKey, Route], wanted: Mapping[RouteKey, Route | tuple[Route, Route]]
+    before: RouteTable, wanted: Mapping[RouteKey, Route | tuple[Route, Route]]
 ) -> Iterator[RouteKey | Nlri]:
     """What of ``wanted`` ``before`` has, and just so."""
     singles: Mapping[RouteKey, Route | tuple[Route, Route]] = wanted
-    if isinstance(before, RouteTable) and isinstance(wanted, RouteTable | Replacements):
+    was = before.grouped.get
+    if isinstance(wanted, RouteTable):
         singles = wanted.single
-        was = before.grouped.get
-        for nlri, hops in wanted.grouped.items():
-            new = hops[1] if isinstance(wanted, Replacements) else hops
-            if was(nlri) is new:
-                yield nlri
+        yield from [nlri for nlri, hops in wanted.grouped.items() if was(nlri) is hops]
+    elif isinstance(wanted, Replacements):
+        singles = wanted.single
+        yield from [nlri for nlri, (_, hops) in wanted.grouped.items() if was(nlri) is hops]
     for key, route in singles.items():
         if before.get(key) == (route[1] if isinstance(route, tuple) else route):
             yield key
