@@ -54,10 +54,12 @@ class Allowance:
         return few
 
 
-def part_of(report: PassReport, nlris: Sequence[Nlri]) -> PassReport:
-    """One report with these of what was learned."""
+def part_of(report: PassReport, nlris: Sequence[Nlri], *, is_all_single: bool = True) -> PassReport:
+    """One report with these of what was learned; and with this node's own, or without."""
     desired = report.desired
     wanted, actual = RouteTable.of(desired.routes), RouteTable.of(report.actual)
+    if not is_all_single:
+        wanted, actual = RouteTable(grouped=wanted.grouped), RouteTable(grouped=actual.grouped)
     remote = Remote(decisions=desired.remote.decisions)
     remote.put({nlri: desired.remote.outcomes.get(nlri) for nlri in nlris})
     routes = RouteTable(wanted.single, _some(wanted.grouped, nlris))

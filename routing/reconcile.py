@@ -62,6 +62,8 @@ NO_RULE = ("bgp:end_of_rib:", "bgp:complete:", "bgp:refreshed:")
 """Kicks that change nothing of what becomes of a path."""
 COALESCE_S = 0.005
 """How long a pass waits after the first kick, so that a burst of events is one pass."""
+QUIET_S = 0.02
+"""After so long without a pass the next one is no burst's."""
 
 
 class PodLinks(Protocol):
@@ -129,6 +131,7 @@ class Reconciler:
         self._repair_due = True
         self._sound: dict[str, ObservedLink] = {}
         self._resync_due_s = clock() + resync_s
+        self._ended_at_s = clock()
         self._repeats = RepeatFilter()
         self._allowance = Allowance(clock)
         self._pass_done = asyncio.Condition()
@@ -185,7 +188,10 @@ class Reconciler:
                 # agent would then ignore SIGTERM.
                 async with asyncio.timeout(wait_s):
                     await self._kicked.wait()
-                await asyncio.sleep(COALESCE_S)
+                # After a quiet spell an UPDATE need not wait for others.
+                is_quiet = self._clock() - self._ended_at_s > QUIET_S
+                if not (is_quiet and all(r.startswith(UPDATE_KICK) for r in self._reasons)):
+                    await asyncio.sleep(COALESCE_S)
             except TimeoutError:
                 pass
             self._kicked.clear()
@@ -195,9 +201,11 @@ class Reconciler:
             if not failures_in_row and all(reason.startswith(NO_RULE) for reason in others):
                 # The routes first; the rest is about gates and End-of-RIB, and can wait.
                 was_short = await self._short_pass(bool(updates))
+                self._ended_at_s = self._clock()
                 if was_short and not others:
                     continue
             failed = await self.run_pass()
+            self._ended_at_s = self._clock()
             failures_in_row = min(failures_in_row + 1, 16) if failed else 0
 
     async def watch_kernel(self) -> None:
@@ -251,9 +259,9 @@ class Reconciler:
             log.exception("kernel_read_failed", error=str(error))
             return False
         told = self._allowance.take(news.outcomes)
-        before = part_of(self.report, told)
+        before = part_of(self.report, told, is_all_single=False)
         merge(last, news)
-        after = part_of(replace(self.report, actual=actual), told)
+        after = part_of(replace(self.report, actual=actual), told, is_all_single=False)
         delta, held = diff_routes(
             RouteTable(grouped={n: hops for n, hops in news.hops.items() if hops is not None}),
             RouteTable.of(actual).only(news.hops.keys()),
