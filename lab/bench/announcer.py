@@ -45,6 +45,12 @@ class Load:
     count: int
     version: int = 4
     is_packed: bool = True
+    origins: int = ORIGINS
+
+    @property
+    def how(self) -> str:
+        """``packed``, ``single`` (an UPDATE each, of ORIGINS paths) or ``one-path``."""
+        return "packed" if self.is_packed else "single" if self.origins > 1 else "one-path"
 
     def prefix(self, index: int) -> Prefix:
         """The blocks of 10.0.0.0/8, or of fd00::/96."""
@@ -57,17 +63,19 @@ class Load:
         step = max(1, self.count // 15)
         return [self.prefix(i) for i in sorted({*range(0, self.count, step), self.count - 1})]
 
-    def announce(self, next_hop: Address, asn: int) -> bytes:
-        """The UPDATEs that announce all."""
+    def announce(self, next_hop: Address, asn: int, *, detour: tuple[int, ...] = ()) -> bytes:
+        """The UPDATEs that announce all, with ``detour`` behind ``asn`` in their paths."""
         entries = [_nlri(self.prefix(index)) for index in range(self.count)]
         if self.is_packed:
             return b"".join(
-                _update(_attributes((asn,), next_hop, part), part if self.version == 4 else b"")
+                _update(
+                    _attributes((asn, *detour), next_hop, part), part if self.version == 4 else b""
+                )
                 for part in _parts(entries, MESSAGE_BYTES - 150)
             )
         return b"".join(
             _update(
-                _attributes((asn, 64700 + index % ORIGINS), next_hop, entry),
+                _attributes((asn, *detour, 64700 + index % self.origins), next_hop, entry),
                 entry if self.version == 4 else b"",
             )
             for index, entry in enumerate(entries)
@@ -199,6 +207,20 @@ class Announcer:
             if self._session is None:
                 raise OSError("no session")
             self._session.sendall(data)
+
+    def heard_of(self, prefix: Prefix, *, within_s: float) -> float:
+        """When it was announced to us; waits for it.
+
+        Raises:
+            NoSession: it was not, in time.
+        """
+        entry, end_s = _nlri(prefix), time.monotonic() + within_s
+        while time.monotonic() < end_s:
+            for heard_s, body in reversed(self.heard):
+                if entry in body:
+                    return heard_s
+            time.sleep(0.0005)
+        raise NoSession(f"{prefix} was not announced within {within_s:g} s")
 
     def longest_gap_s(self) -> float:
         """Between two messages of the present session, and until now."""

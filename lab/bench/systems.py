@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ from pathlib import Path
 from lab.bench.announcer import Load
 from lab.namespaces import enter, run
 from lab.plan import LabFailure
+from routing.datastore.local import LocalStore
+from routing.datastore.resources import parse_resources
 
 ASN, PEER_ASN = 64601, 64512
 STOP_DEADLINE_S = 10.0
@@ -177,26 +180,37 @@ class Slash32(System):
         self._cli("apply", "-f", str(resources), "--store", str(self.directory / "store.db"))
         paths = ["--run-dir", str(self.directory / "run")]
         self.spawn(
-            [*_slash32(), "agent", "--node", "bench", *paths,
+            [*slash32_command(), "agent", "--node", "bench", *paths,
              "--state-dir", str(self.directory / "state"),
              "--store", str(self.directory / "store.db")]
         )  # fmt: skip
-        self.spawn([*_slash32(), "speaker", *paths])
+        self.spawn([*slash32_command(), "speaker", *paths])
 
     def announce(self, prefix: str) -> None:
+        """A confirmed block of this node in the store, written by this process: a command of ours
+        would first have to start an interpreter."""
         name = prefix.replace(".", "-").replace("/", "-")
-        block = self.directory / "block.yaml"
-        block.write_text(
+        blocks = parse_resources(
             f"kind: Block\napiVersion: slash32.io/v1\nmetadata: {{name: {name}}}\n"
-            f"spec: {{cidr: {prefix}, pool: v4, affinity: 'host:bench', state: confirmed}}\n"
+            f"spec: {{cidr: {prefix}, pool: v4, affinity: 'host:bench', state: confirmed}}\n",
+            source="bench",
         )
-        self._cli("apply", "-f", str(block), "--store", str(self.directory / "store.db"))
+
+        async def write() -> None:
+            store = LocalStore(self.directory / "store.db", create=False)
+            try:
+                await store.apply(blocks)
+            finally:
+                await store.close()
+
+        asyncio.run(write())
 
     def _cli(self, *words: str) -> str:
-        return run([*_slash32(), *words], namespace=self.namespace)
+        return run([*slash32_command(), *words], namespace=self.namespace)
 
 
-def _slash32() -> list[str]:
+def slash32_command() -> list[str]:
+    """The command line of this very tree."""
     return [sys.executable, "-c", "from routing.cli.main import main; main()"]
 
 
@@ -209,17 +223,27 @@ class Bird(System):
         peers = "".join(
             f"protocol bgp r{n} {{ local {own(n)} as {ASN}; neighbor {router(n)} as {PEER_ASN};"
             " hold time 9; keepalive time 3; connect delay time 0; "
-            "ipv4 { import all; export none; }; ipv6 { import all; export none; }; }\n"
+            "ipv4 { import all; export where source = RTS_STATIC; next hop self; }; "
+            "ipv6 { import all; export none; }; }\n"
             for n in routers
         )
+        self._static = self.directory / "static.conf"
+        self._static.write_text("")
         conf = self.directory / "bird.conf"
         conf.write_text(
             "router id 10.99.1.1;\nprotocol device {}\n"
             "protocol kernel { merge paths on; ipv4 { import none; export all; }; }\n"
-            "protocol kernel { merge paths on; ipv6 { import none; export all; }; }\n" + peers
+            "protocol kernel { merge paths on; ipv6 { import none; export all; }; }\n"
+            f'protocol static {{ ipv4;\ninclude "{self._static}";\n}}\n' + peers
         )
-        socket = self.directory / "bird.ctl"
-        self.spawn(["bird", "-f", "-c", str(conf), "-s", str(socket)])
+        self._socket = self.directory / "bird.ctl"
+        self.spawn(["bird", "-f", "-c", str(conf), "-s", str(self._socket)])
+
+    def announce(self, prefix: str) -> None:
+        """One static route more and ``birdc configure``."""
+        with self._static.open("a") as routes:
+            routes.write(f"route {prefix} blackhole;\n")
+        run(["birdc", "-s", str(self._socket), "configure"])
 
 
 class Frr(System):
@@ -286,6 +310,10 @@ class GoBgp(System):
         conf = self.directory / "gobgpd.toml"
         conf.write_text(f'[global.config]\nas = {ASN}\nrouter-id = "{own(1)}"\nport = -1\n{peers}')
         self.spawn(["gobgpd", "-f", str(conf), "--api-hosts", "127.0.0.1:50051", "--pprof-disable"])
+
+    def announce(self, prefix: str) -> None:
+        """``gobgp global rib add``."""
+        run(["gobgp", "global", "rib", "add", prefix], namespace=self.namespace)
 
     def route_count(self, load: Load) -> int:
         family = "ipv4" if load.version == 4 else "ipv6"

@@ -10,6 +10,7 @@ from bgp.paths import Update
 from bgp.update_decoder import UpdateDecoder
 from lab.bench.announcer import Load
 from lab.bench.bgp import Figures, table
+from lab.bench.speaker_alone import SpeakerAlone
 from lab.bench.systems import Bird, Slash32
 from tests.fakes.said import in_words
 
@@ -43,6 +44,38 @@ def test_every_prefix_is_announced_and_withdrawn_once(version: int, is_packed: b
     assert messages < 60 if is_packed else messages == 3000
     gone = [prefix for update in decoded(load.withdraw()) for prefix in update.withdrawn]
     assert gone == [load.prefix(index) for index in range(3000)]
+
+
+def test_a_detour_and_one_path_for_all():
+    """What makes a router the worse of two, and a table of one attribute block."""
+    load = Load(600, is_packed=False, origins=1)
+    paths = [
+        path
+        for update in decoded(load.announce(ip_address("10.99.1.2"), 64512, detour=(64998, 64999)))
+        for path in update.announced
+    ]
+    assert {path.as_path for path in paths} == {(64512, 64998, 64999, 64700)}
+    assert [Load(1).how, Load(1, is_packed=False).how, load.how] == ["packed", "single", "one-path"]
+
+
+def test_what_ours_may_not_exceed_is_said_without_a_peer(tmp_path):
+    """Memory has a limit of its own, up to the size that it was promised for."""
+    figures, ours = Figures(), Slash32(tmp_path, "x")
+    for count, mib in ((10_000, 120.0), (100_000, 151.0), (200_000, 300.0)):
+        figures.note("peak_memory", Load(count), ours, mib, "MiB")
+    small, large, beyond = table(figures).splitlines()[1:]
+    assert "reached" in small
+    assert "MISSED" in large
+    assert "<=" not in beyond
+
+
+def test_the_speaker_alone_stands_for_ours_when_the_agent_is_left_out(tmp_path):
+    """Beside the same peers."""
+    figures = Figures()
+    figures.note("load", Load(1000), SpeakerAlone(tmp_path, "x"), 1.0)
+    figures.note("load", Load(1000), Bird(tmp_path, "x"), 2.0)
+    (row,) = figures.rows()
+    assert (row[4], row[5], row[6]) == (1.0, "bird", 2.0)
 
 
 def test_the_table_compares_medians_and_says_what_was_missed(tmp_path):
