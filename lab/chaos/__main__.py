@@ -28,6 +28,7 @@ from lab.chaos import (
     misbehaving_api,
     plugin,
     restarts,
+    router_kinds,
     security,
     suites,
     topologies,
@@ -41,6 +42,7 @@ from lab.waiting import Progress
 
 MODULES = (
     restarts,
+    router_kinds,
     links,
     hostile,
     kernel,
@@ -134,7 +136,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__.split("\n")[0])
     parser.add_argument("--rows", default="", help="such as R1,L,K2; a letter is its whole group")
     parser.add_argument("--quick", action="store_true", help="the rows that `make test` runs")
-    parser.add_argument("--document", type=Path, help="also write the table there, as Markdown")
+    parser.add_argument(
+        "--document",
+        type=Path,
+        help="also write the table there, as Markdown; rows that are not run keep their line",
+    )
     parser.add_argument(
         "--into", type=Path, help="also put the table between that document's two markers"
     )
@@ -158,7 +164,8 @@ def main() -> int:
         return error.exit_code
     failed = [result.row.id for result in results if not result.passed]
     if arguments.document:
-        arguments.document.write_text(document(results))
+        path = arguments.document
+        path.write_text(document(results, ROWS, path.read_text() if path.exists() else ""))
     if arguments.into:
         arguments.into.write_text(inserted(arguments.into.read_text(), results))
     print(f"chaos: {len(results) - len(failed)} of {len(results)} rows passed")

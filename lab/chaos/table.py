@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import groupby
 
-from lab.chaos.rows import Result
+from lab.chaos.rows import Group, Result, Row
 
 HEAD = """# Reliability, measured
 
@@ -13,11 +14,13 @@ Made by `make chaos` (`lab/chaos/`): every row is an experiment in a lab of netw
 one machine, with the real agent, the real ExaBGP, the real kernel and a real BIRD as router. Probes
 go every 10 ms; `ip monitor` records every route change on nodes and routers; after each row the
 oracle compares runtime, kernel and address book. A row that promises zero has passed only if its
-control showed loss. Figures are of one run; run it on your machine.
+control showed loss. Figures are of one run of each row: a run replaces the lines of the rows that
+it ran. Run it on your machine.
 """
 
 
 COLUMNS = "| row | done | owed | measured | passed |\n|---|---|---|---|---|\n"
+_LINE = re.compile(r"^\| ([A-Z]\d+[a-z]?) \|.*\|$", re.MULTILINE)
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
@@ -30,15 +33,28 @@ def line(result: Result) -> str:
     return f"{mark}  {result.row.id:<4} {result.row.what}: {text} ({result.took_s:.0f} s)"
 
 
-def document(results: Sequence[Result]) -> str:
-    """docs/reliability.md."""
-    passed = sum(result.passed for result in results)
-    parts = [HEAD, f"\n{passed} of {len(results)} rows passed in this run.\n"]
-    for group, rows in groupby(results, key=lambda result: result.row.group):
+def document(results: Sequence[Result], rows: Sequence[Row] = (), before: str = "") -> str:
+    """docs/reliability.md.
+
+    Args:
+        results: of this run.
+        rows: the whole matrix, in its order; the results' own rows when it is not given.
+        before: the document as it was; a row that did not run keeps its line of there.
+    """
+    kept = {found[1]: found[0] + "\n" for found in _LINE.finditer(before)}
+    kept |= {result.row.id: _table_row(result) for result in results}
+    present = [row for row in rows or [r.row for r in results] if row.id in kept]
+    passed = sum(kept[row.id].endswith("| yes |\n") for row in present)
+    parts = [HEAD, f"\n{passed} of {len(present)} rows passed when they were last run.\n"]
+    for group, members in groupby(sorted(present, key=lambda row: row.order), _group):
         parts.append(f"\n## {group.name}: {group.value}\n\n")
         parts.append(COLUMNS)
-        parts += [_table_row(result) for result in rows]
+        parts += [kept[row.id] for row in members]
     return "".join(parts)
+
+
+def _group(row: Row) -> Group:
+    return row.group
 
 
 def inserted(text: str, results: Sequence[Result]) -> str:

@@ -105,6 +105,18 @@ def test_the_document_says_what_did_not_pass_and_why() -> None:
     assert line(result("K1", "late")).startswith("FAIL")
 
 
+def test_a_row_that_is_not_run_keeps_its_line() -> None:
+    """A run of one row is no reason to run them all; what is no row any more goes."""
+    first = document([result("R0"), result("R1", "late"), result("K1")])
+    again = document([result("R1")], [row("R0"), row("R1"), row("R2")], first)
+    assert "2 of 2 rows passed" in again
+    assert [name for name in ("| R0 |", "| R1 |", "| R2 |", "| K1 |") if name in again] == [
+        "| R0 |",
+        "| R1 |",
+    ]
+    assert "late" not in again
+
+
 def test_a_table_is_put_between_the_markers_of_a_document() -> None:
     """And put there again by the next run; what is around it stays."""
     text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
