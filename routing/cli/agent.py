@@ -10,6 +10,7 @@ import click
 
 from routing.cli.exits import FINDINGS, Exit, errors_as_exit_codes
 from routing.cli.main import version
+from routing.cli.resources_options import run_dir_option, state_dir_option
 from routing.settings import (
     HTTP_PORT,
     KUBERNETES,
@@ -21,22 +22,8 @@ from routing.settings import (
 
 @click.command()
 @click.option("--node", envvar="SLASH32_NODE", help="This node's name; default: the host's name.")
-@click.option(
-    "--run-dir",
-    envvar="SLASH32_RUN_DIR",
-    default="/run/slash32",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="Sockets and exabgp.conf.",
-)
-@click.option(
-    "--state-dir",
-    envvar="SLASH32_STATE_DIR",
-    default="/var/lib/slash32",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="What may outlive a reboot.",
-)
+@run_dir_option
+@state_dir_option
 @click.option(
     "--store",
     envvar="SLASH32_STORE",

@@ -14,8 +14,7 @@ from pathlib import Path
 import click
 
 from routing.cli.exits import FINDINGS, Exit
-from routing.cli.history import state_dir_option
-from routing.cli.resources_options import store_option
+from routing.cli.resources_options import run_dir_option, state_dir_option, store_option
 
 COMMAND_DEADLINE_S = 10
 TEXT_MAX_BYTES = 8 << 20
@@ -50,14 +49,7 @@ def redacted(words: str) -> str:
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="The file to write."
 )
-@click.option(
-    "--run-dir",
-    envvar="SLASH32_RUN_DIR",
-    default="/run/slash32",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="The agent's run directory (SLASH32_RUN_DIR).",
-)
+@run_dir_option
 @state_dir_option
 @store_option
 def diag(output: Path | None, run_dir: Path, state_dir: Path, store: str) -> None:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from routing.cli.exits import FINDINGS
-from routing.cli.history import state_dir_option
-from routing.cli.output import Columns, show, text
-from routing.cli.resources_options import store_option
+from routing.cli.exits import FINDINGS, HEALTHY
+from routing.cli.fleet import output_options
+from routing.cli.output import Columns, repeat, show, text
+from routing.cli.resources_options import run_dir_option, state_dir_option, store_option
 
 if TYPE_CHECKING:
     from routing.doctor.facts import Facts
@@ -19,14 +19,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--pre-install", is_flag=True, help="Only what has a meaning without an agent.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["table", "wide", "json", "yaml", "name"]),
-    default="table",
-    show_default=True,
-)
-@click.option("--no-headers", is_flag=True, help="No header line in tables.")
+@output_options
 @click.option(
     "--conf-dir",
     default="/etc/cni/net.d",
@@ -34,20 +27,14 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="The runtime's CNI configuration directory.",
 )
-@click.option(
-    "--run-dir",
-    envvar="SLASH32_RUN_DIR",
-    default="/run/slash32",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="The agent's run directory (SLASH32_RUN_DIR).",
-)
+@run_dir_option
 @state_dir_option
 @store_option
 def doctor(
     pre_install: bool,
     output: str,
     no_headers: bool,
+    watch: bool,
     conf_dir: Path,
     run_dir: Path,
     state_dir: Path,
@@ -58,34 +45,51 @@ def doctor(
 
     Exit 1 when there is an error; warnings may be meant so.
     """
+
+    def once() -> int:
+        return _look(
+            pre_install, output, no_headers, conf_dir=conf_dir, run_dir=run_dir,
+            state_dir=state_dir, store=store,
+        )  # fmt: skip
+
+    repeat(once, watch=watch)
+
+
+_COLUMNS = Columns(
+    normal=[("ID", text("id")), ("SEVERITY", text("severity")), ("EVIDENCE", text("evidence"))],
+    wide=[("REMEDY", text("remedy"))],
+    name=text("id"),
+)
+
+
+def _look(
+    pre_install: bool,
+    output: str,
+    no_headers: bool,
+    *,
+    conf_dir: Path,
+    run_dir: Path,
+    state_dir: Path,
+    store: str,
+) -> int:
+    """One look; its exit code."""
     from routing.doctor.checks import Severity, diagnose
     from routing.doctor.gather import gather
 
     facts = gather(root=Path("/"), run_dir=run_dir, state_dir=state_dir, conf_dir=conf_dir)
-    facts = _with_pools(facts, store)
-    found = diagnose(facts, pre_install=pre_install)
+    found = diagnose(_with_pools(facts, store), pre_install=pre_install)
     rows = [
         {"id": f.id, "severity": f.severity.value, "evidence": f.evidence, "remedy": f.remedy}
         for f in found
     ]
-    columns = Columns(
-        normal=[
-            ("ID", text("id")),
-            ("SEVERITY", text("severity")),
-            ("EVIDENCE", text("evidence")),
-        ],
-        wide=[("REMEDY", text("remedy"))],
-        name=text("id"),
-    )
     if output == "name":
         rows = [row for row in rows if row["severity"] == "error"]
-    show(rows, columns, output=output, no_headers=no_headers)
+    show(rows, _COLUMNS, output=output, no_headers=no_headers)
     if output == "table":
         for row in rows:
             if row["remedy"]:
                 click.echo(f"{row['id']}: {row['remedy']}")
-    if any(f.severity is Severity.ERROR for f in found):
-        raise SystemExit(FINDINGS)
+    return FINDINGS if any(f.severity is Severity.ERROR for f in found) else HEALTHY
 
 
 def _with_pools(facts: Facts, store: str) -> Facts:

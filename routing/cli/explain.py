@@ -11,7 +11,7 @@ import click
 
 from routing.cli.exits import FINDINGS, PARTIAL, UNREACHABLE, USAGE, Exit
 from routing.cli.options import colour_of, node_here
-from routing.cli.resources_options import store_option
+from routing.cli.resources_options import run_dir_option, store_option
 
 if TYPE_CHECKING:
     from routing.explain.evidence import ClusterEvidence, SessionFacts
@@ -42,14 +42,7 @@ _COLOURS = {"ok": "green", "wrong": "red", "unknown": "yellow"}
 )
 @click.option("--local", is_flag=True, help="Ask nobody but this node: no store, no other node.")
 @click.option("--node", envvar="SLASH32_NODE", help="The name of this node (SLASH32_NODE).")
-@click.option(
-    "--run-dir",
-    envvar="SLASH32_RUN_DIR",
-    default="/run/slash32",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="The agent's run directory (SLASH32_RUN_DIR).",
-)
+@run_dir_option
 @store_option
 def explain(
     subject: str,

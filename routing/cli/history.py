@@ -13,18 +13,10 @@ import click
 from routing.cli.exits import UNREACHABLE, Exit
 from routing.cli.fleet import Answers, Where, agent_here, hear_by, output_options, where_options
 from routing.cli.output import Columns, Row, exit_code, repeat, show, tell_silent, text
+from routing.cli.resources_options import state_dir_option
 from routing.cli.status import parse_duration
 
 Entry = dict[str, Any]
-
-state_dir_option = click.option(
-    "--state-dir",
-    envvar="SLASH32_STATE_DIR",
-    default="/var/lib/slash32",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="Where the agent here keeps its journal (SLASH32_STATE_DIR).",
-)
 
 
 def _moment(row: Row) -> str:

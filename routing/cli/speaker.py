@@ -7,16 +7,11 @@ from pathlib import Path
 
 import click
 
+from routing.cli.resources_options import run_dir_option
+
 
 @click.command()
-@click.option(
-    "--run-dir",
-    envvar="SLASH32_RUN_DIR",
-    default="/run/slash32",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="Where the agent writes exabgp.conf.",
-)
+@run_dir_option
 def speaker(run_dir: Path) -> None:
     """Run ExaBGP on the agent's configuration until SIGTERM.
 

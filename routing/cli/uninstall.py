@@ -10,7 +10,7 @@ import click
 
 from routing.cli.cni import bin_dir_option, conf_dir_option, network_option
 from routing.cli.exits import FINDINGS, Exit
-from routing.cli.history import state_dir_option
+from routing.cli.resources_options import run_dir_option, state_dir_option
 
 if TYPE_CHECKING:
     from routing.uninstalling import Leftovers
@@ -26,14 +26,7 @@ if TYPE_CHECKING:
 @bin_dir_option
 @conf_dir_option
 @network_option
-@click.option(
-    "--run-dir",
-    envvar="SLASH32_RUN_DIR",
-    default="/run/slash32",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="The agent's run directory (SLASH32_RUN_DIR).",
-)
+@run_dir_option
 @state_dir_option
 def uninstall(
     yes: bool,

@@ -19,6 +19,10 @@ from routing.view import Belief, Row, peer_rows, route_rows
 from routing.view_rib import path_rows
 
 _Covers = Callable[[Prefix], bool]
+_AS_IN_THE_ROW = (
+    *("peer", "name", "asn", "local_asn", "state", "reason"),
+    *("received", "accepted", "advertised"),
+)
 
 
 def about(belief: Belief, addresses: Iterable[str]) -> AgentEvidence:
@@ -62,15 +66,7 @@ def _session(belief: Belief, row: Row) -> SessionFacts:
     address = ip_address(row["peer"])
     status, peer = belief.sessions.get(address), belief.desired.peers.get(address)
     return SessionFacts(
-        peer=row["peer"],
-        name=row["name"],
-        asn=row["asn"],
-        local_asn=row["local_asn"],
-        state=row["state"],
-        reason=row["reason"],
-        received=row["received"],
-        accepted=row["accepted"],
-        advertised=row["advertised"],
+        **{key: row[key] for key in _AS_IN_THE_ROW},
         is_complete=bool(status and status.end_of_rib),
         has_password=bool(peer and peer.password),
     )

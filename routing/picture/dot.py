@@ -20,15 +20,15 @@ def to_dot(picture: Picture) -> str:
         "  rankdir=LR;",
         '  node [shape=box fontname="monospace"];',
         '  edge [fontname="monospace" fontsize=10];',
-        f"  label={_quoted(picture.title)};",
+        f"  label={quoted(picture.title)};",
     ]
     for router in picture.routers:
         text = f"{router.title}\nAS {router.asn}\n{router.addresses[0]}"
-        lines.append(f"  {_quoted('router ' + router.key)} [label={_quoted(text)}];")
+        lines.append(f"  {quoted('router ' + router.key)} [label={quoted(text)}];")
     for node in picture.nodes:
         text = "\n".join([node.name, f"AS {node.asn}", *(b.cidr for b in node.blocks)])
         wrong = ' color="#c0370a" penwidth=2' if any(node.all_problems()) else ""
-        lines.append(f"  {_quoted('node ' + node.name)} [label={_quoted(text)}{wrong}];")
+        lines.append(f"  {quoted('node ' + node.name)} [label={quoted(text)}{wrong}];")
     drawn: set[frozenset[str]] = set()
     for node in picture.nodes:
         for session in node.sessions:
@@ -44,13 +44,13 @@ def to_dot(picture: Picture) -> str:
                 label += f" {seen.received}/{seen.accepted}/{seen.announced}"
             label = "\n".join([label, *session.problems])
             lines.append(
-                f"  {_quoted(other)} -- {_quoted('node ' + node.name)} "
-                f"[label={_quoted(label)} {STYLES[session.state]}];"
+                f"  {quoted(other)} -- {quoted('node ' + node.name)} "
+                f"[label={quoted(label)} {STYLES[session.state]}];"
             )
     return "\n".join([*lines, "}", ""])
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """A DOT string: quotes and backslashes escaped, line ends as \\n."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'

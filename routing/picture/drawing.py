@@ -76,6 +76,10 @@ class Canvas:
             f"{markup(words)}</text>"
         )
 
+    def arrow(self, x: float, y1: float, y2: float) -> None:
+        """From one box down to the next."""
+        self._parts.append(f'<path class="arrow" d="M{_n(x)} {_n(y1)}V{_n(y2)}"/>')
+
     def across(self, x1: float, y1: float, x2: float, y2: float, state: State) -> None:
         """A line from left to right that leaves and arrives level."""
         middle = _n((x1 + x2) / 2)
@@ -125,10 +129,21 @@ class Canvas:
         self._parts.append("</g>")
 
     def svg(
-        self, width: float, height: float, *, title: str, description: str, with_style: bool
+        self,
+        width: float,
+        height: float,
+        *,
+        title: str,
+        description: str,
+        with_style: bool,
+        more_style: str = "",
     ) -> str:
-        """The document. Without its style it is for a page that has STYLE in its head."""
-        style = f"<style>{STYLE}</style>" if with_style else ""
+        """The document. Without its style it is for a page that has STYLE in its head.
+
+        Args:
+            more_style: for classes that this picture alone has.
+        """
+        style = f"<style>{STYLE}{more_style}</style>" if with_style else ""
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" class="s32" role="img" '
             f'viewBox="0 0 {_n(width)} {_n(height)}" width="{_n(width)}" height="{_n(height)}">'

@@ -4,7 +4,7 @@ kube-apiserver alike: nothing here looks behind the API."""
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 
 import pytest
 
@@ -22,36 +22,15 @@ from routing.datastore.snapshot import (
     Condition,
     ConditionStatus,
     EventNote,
-    IPPoolResource,
     Meta,
     NodeResource,
-    NodeStatusResource,
-    PeerReport,
     ResourceStatus,
     StoreError,
 )
 from tests.fakes.kube_apiserver import NAMESPACE
+from tests.fakes.reported import POOL, STATUS, Clock
 
-POOL = IPPoolResource(Meta("four"), ip_network("10.0.0.0/24"), 26)
 PEER = BGPPeerResource(Meta("tor"), ip_address("192.0.2.254"), 64512)
-STATUS = NodeStatusResource(
-    Meta("node-a"),
-    version="0.1.0",
-    observed_at="2026-11-26T10:00:00Z",
-    peers=(PeerReport("tor", ip_address("192.0.2.254"), 64512, "Established", accepted=3),),
-    routes={"pod": 2, "remote": 3},
-    addresses={"used": 2, "free": 62},
-    conditions=(Condition("Ready", ConditionStatus.TRUE, "Ready", "", 0, "2026-11-26T09:00:00Z"),),
-)
-
-
-class Clock:
-    """Moved by the test."""
-
-    now_s = 1000.0
-
-    def __call__(self):
-        return self.now_s
 
 
 @pytest.fixture

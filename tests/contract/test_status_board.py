@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -15,28 +14,16 @@ from routing.datastore.snapshot import (
     Condition,
     ConditionStatus,
     EventNote,
-    IPPoolResource,
     Meta,
     NodeResource,
-    NodeStatusResource,
     NotFound,
-    PeerReport,
     ResourceStatus,
     StoreError,
 )
+from tests.fakes.reported import POOL, STATUS, Clock
 
-POOL = IPPoolResource(Meta("four"), ip_network("10.0.0.0/24"), 26)
 EVENTS = next(each for each in KINDS if each.api_version == "events.k8s.io/v1")
 EXHAUSTED = Condition("Exhausted", ConditionStatus.TRUE, "NoBlockLeft", "all 4 blocks taken", 1)
-STATUS = NodeStatusResource(
-    Meta("node-a"),
-    version="0.1.0",
-    observed_at="2026-11-26T10:00:00Z",
-    peers=(PeerReport("tor", ip_address("192.0.2.254"), 64512, "ESTABLISHED", accepted=3),),
-    routes={"pod": 2, "remote": 3},
-    addresses={"used": 2, "free": 62},
-    conditions=(Condition("Ready", ConditionStatus.TRUE, "Ready", "", 0, "2026-11-26T09:00:00Z"),),
-)
 
 
 @pytest.fixture
@@ -46,15 +33,6 @@ async def api():
     await double.start()
     yield double
     await double.stop()
-
-
-class Clock:
-    """Stands still until a test turns it."""
-
-    now_s = 1000.0
-
-    def __call__(self):
-        return self.now_s
 
 
 @pytest.fixture

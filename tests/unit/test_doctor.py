@@ -290,3 +290,21 @@ def test_a_tarball_holds_what_is_there_and_names_what_is_not(tmp_path: Path):
     assert b"no slash32 agent answers" in contents["errors.txt"]
     assert {"version.txt", "ip-route.txt", "uname.txt"} <= contents.keys()
     assert all(b"s3cret" not in raw for raw in contents.values())
+
+
+def test_doctor_looks_again_until_it_is_interrupted(tmp_path: Path, monkeypatch):
+    """--watch, as everywhere; the exit code is that of the last look."""
+    naps = iter([None, KeyboardInterrupt])
+
+    def nap(_seconds: float) -> None:
+        if (error := next(naps)) is not None:
+            raise error
+
+    monkeypatch.setattr("routing.cli.output.time.sleep", nap)
+    done = CliRunner().invoke(
+        main,
+        ["doctor", "--watch", "-o", "table", "--no-headers", "--run-dir", str(tmp_path),
+         "--state-dir", str(tmp_path), "--store", "/nonexistent"],
+    )  # fmt: skip
+    assert done.exit_code == 1, done.output
+    assert done.stdout.count("no slash32 agent answers") == 2

@@ -470,7 +470,7 @@ def test_pictures_hold_every_step_and_escape_what_is_odd():
     svg = to_svg(report)
     root = ElementTree.fromstring(svg)  # noqa: S314  (ours)
     boxes = list(root.iter("{http://www.w3.org/2000/svg}rect"))
-    assert len(boxes) == len(report.steps) + 1
+    assert len(boxes) == len(report.steps)
     assert "href" not in svg
     dot = to_dot(report)
     assert 'label="n\\"1"' in dot
