@@ -6,8 +6,8 @@ Invariants:
   * An ADD that fails leaves no link, no host route and no address. What its undoing could not undo
     is logged and travels with the error as notes.
   * The pod end comes up after the host route is in the kernel, so a pod never sends into the void.
-  * A DEL takes the link first, then the route, then the address: an address is free only when
-    nothing can use it any more. It needs neither the store nor the namespace.
+  * A DEL takes route and link first, then the address: an address is free only when nothing can
+    use it any more. It needs neither the store nor the namespace.
   * An ADD that repeats gets the same answer.
 
 The kernel and the datastore are behind the three protocols below. This module raises what it and
@@ -20,7 +20,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +34,7 @@ from cni.eager import bounded
 from cni.errors import CniError, Code, shown
 from cni.netns import is_network_namespace, is_same_namespace, own_netns
 from cni.podlink import PodLink
+from cni.removers import Removers
 from cni.result import Result
 from cni.spec import Command, NetConf, Request
 from cni.turns import Turns
@@ -63,8 +63,11 @@ class Wiring(Protocol):
     def configure_pod(self, link: PodLink, netns_fd: int) -> str:
         """The pod half, once the host route is in place; the pod end's MAC."""
 
-    def remove(self, host_ifname: str) -> bool:
-        """Removes a link of ours and returns when it is gone; False when there was none."""
+    def remove(self, host_ifname: str, is_announced: Callable[[], bool] = ...) -> bool:
+        """Removes a link of ours and returns when it is gone; False when there was none.
+
+        Once ``is_announced`` says that the caller knows, how it ended is nobody's question.
+        """
 
     def read(self) -> list[ObservedLink]:
         """Every link of ours."""
@@ -206,7 +209,7 @@ class Attacher:
         self._conntrack = conntrack
         self._wishes = wishes
         self._turns = Turns()
-        self._removers = ThreadPoolExecutor(REMOVER_THREADS, thread_name_prefix="cni-remove")
+        self._removers = Removers(REMOVER_THREADS)
 
     async def handle(self, request: Request, netns_fd: int | None) -> Attached | None:
         """Does what ``request`` asks; what an ADD has achieved, None for the other verbs.
@@ -243,7 +246,7 @@ class Attacher:
 
     async def close(self) -> None:
         """Waits for the removals under way and ends their threads."""
-        await asyncio.to_thread(self._removers.shutdown)
+        await asyncio.to_thread(self._removers.close)
 
     # -- ADD -------------------------------------------------------------------------------
 
@@ -417,7 +420,7 @@ class Attacher:
     # -- DEL, CHECK, STATUS, GC ------------------------------------------------------------
 
     async def detach(self, attachment: Attachment) -> tuple[Address, ...]:
-        """Takes an attachment's link away, then its routes and addresses; what was released.
+        """Takes an attachment's routes and link away, then its addresses; what was released.
 
         Raises:
             WiringError, HostRouteError: the kernel kept something; nothing was given back.
@@ -425,8 +428,11 @@ class Attacher:
         async with self._turns.of(attachment):
             # Killed after the link is gone, we would leave nobody who knows of its addresses.
             self._allocator.announce_release(attachment)
+            # Not after the link: its remover holds the kernel's lock on for a while after the
+            # announcement, and whoever has anything to say about a route then waits for it.
+            await self._host_routes.forget(attachment, self._allocator.addresses(attachment))
             removed = await self._remove(attachment)
-            released = await self._give_back(attachment)
+            released = await self._release(attachment)
         if removed or released:
             _log_later(
                 "pod_detached attachment=%s link_removed=%s released=%s",
@@ -448,12 +454,8 @@ class Attacher:
         async with self._turns.of(attachment):
             if any(each.record.attachment == attachment for each in self._wiring.read()):
                 return ()
-            return await self._give_back(attachment)
-
-    async def _give_back(self, attachment: Attachment) -> tuple[Address, ...]:
-        """What is left to do once the link is gone; what was released."""
-        await self._host_routes.forget(attachment, self._allocator.addresses(attachment))
-        return await self._release(attachment)
+            await self._host_routes.forget(attachment, self._allocator.addresses(attachment))
+            return await self._release(attachment)
 
     async def _check(self, request: Request, netns_fd: int | None) -> None:
         attachment = _attachment_of(request)
@@ -532,11 +534,10 @@ class Attacher:
         """Into cool-down, with nothing left that names the address: a UDP entry outlives its pod
         for minutes and would lead its old peers to the next holder."""
         if self._conntrack is not None and not self._conntrack.is_empty():
-            loop = asyncio.get_running_loop()
             for address in self._allocator.addresses(attachment):
                 try:
                     # In a thread: where 100,000 connections are tracked it takes 0.3 s.
-                    await loop.run_in_executor(self._removers, self._conntrack.flush, address)
+                    await asyncio.to_thread(self._conntrack.flush, address)
                 except ConntrackError as error:
                     log.warning("connections_not_forgotten address=%s error=%s", address, error)
         return self._allocator.release(attachment)

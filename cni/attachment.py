@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 Address = IPv4Address | IPv6Address
@@ -18,9 +18,12 @@ Address = IPv4Address | IPv6Address
 HOST_IFNAME_PREFIX = "s32"
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, order=True)
 class Attachment:
-    """One interface of one sandbox in one network (CNI specification 1.1, section 2)."""
+    """One interface of one sandbox in one network (CNI specification 1.1, section 2).
+
+    Without slots, so that what every verb asks of it a dozen times is worked out once.
+    """
 
     network: str
     container_id: str
@@ -29,7 +32,7 @@ class Attachment:
     def __str__(self) -> str:
         return f"{self.network}/{self.container_id[:12]}/{self.ifname}"
 
-    @property
+    @cached_property
     def host_ifname(self) -> str:
         """The host end's name: "s32" and 12 hex digits, 15 bytes, what IFNAMSIZ allows.
 

@@ -13,10 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
 
 log = logging.getLogger(__name__)
+
+Remove = Callable[[str, Callable[[], bool]], bool]
+"""Of a name, and whether it has been announced gone; see cni/attach.py."""
 
 
 class Departures:
@@ -29,20 +33,10 @@ class Departures:
         self.on_expect = on_expect
         self._waiting: dict[str, set[asyncio.Future[bool]]] = {}
 
-    @contextmanager
-    def expect(self, ifname: str) -> Iterator[asyncio.Future[bool]]:
-        """A future that ends with the next announcement that ``ifname`` is gone: True then."""
-        gone: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        waiting = self._waiting.setdefault(ifname, set())
-        waiting.add(gone)
-        self.on_expect()
-        try:
-            yield gone
-        finally:
-            waiting.discard(gone)
-            if not waiting and self._waiting.get(ifname) is waiting:
-                del self._waiting[ifname]
-            gone.cancel()
+    def expect(self, ifname: str) -> _Expecting:
+        """``with`` it: a future that ends with the next announcement that ``ifname`` is gone, with
+        True then."""
+        return _Expecting(self, ifname)
 
     def is_awaited(self) -> bool:
         """Whether anybody waits."""
@@ -55,13 +49,13 @@ class Departures:
                 gone.set_result(True)
 
     @staticmethod
-    def settle(gone: asyncio.Future[bool], remove: Callable[[str], bool], ifname: str) -> None:
+    def settle(gone: asyncio.Future[bool], remove: Remove, ifname: str) -> None:
         """Removes ``ifname`` and ends ``gone`` with what came of it, unless the announcement was
         first: then nobody is woken. For a thread of its own.
         """
         removed, error = False, None
         try:
-            removed = remove(ifname)
+            removed = remove(ifname, gone.done)
         except Exception as caught:
             error = caught
         if not gone.done():
@@ -70,6 +64,35 @@ class Departures:
                 gone.get_loop().call_soon_threadsafe(_end, gone, removed, error)
         elif error is not None:
             log.warning("remover_failed_late link=%s error=%s", ifname, error)
+
+
+class _Expecting:
+    """One who waits, from coming in to leaving."""
+
+    __slots__ = ("_departures", "_gone", "_ifname")
+
+    def __init__(self, departures: Departures, ifname: str) -> None:
+        self._departures = departures
+        self._ifname = ifname
+        self._gone: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def __enter__(self) -> asyncio.Future[bool]:
+        self._departures._waiting.setdefault(self._ifname, set()).add(self._gone)
+        self._departures.on_expect()
+        return self._gone
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        everybody = self._departures._waiting
+        waiting = everybody[self._ifname]
+        waiting.discard(self._gone)
+        if not waiting:
+            del everybody[self._ifname]
+        self._gone.cancel()
 
 
 def _end(gone: asyncio.Future[bool], removed: bool, error: Exception | None) -> None:

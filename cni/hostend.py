@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from socket import AF_INET, AF_INET6, AF_UNSPEC
+from typing import NamedTuple
 
 from cni import netlink as nl
 from cni.netlink import Request, attribute, attribute_text, attribute_u32, nested
@@ -182,29 +183,34 @@ def new_pair(link: PodLink, netns_fd: int, *, ifindex: int = 0, pod_ifindex: int
         ifindex, pod_ifindex: the indexes of both ends; 0 leaves them to the kernel. It heeds a
             wish for the pod end only together with one for the host end.
     """
-    ends = _both_ends(link.mtu_bytes)
-    peer = nested(
-        nl.VETH_INFO_PEER,
-        nl.IFINFOMSG.pack(AF_UNSPEC, 0, pod_ifindex, 0, 0),
-        attribute_text(nl.IFLA_IFNAME, link.attachment.ifname),
-        attribute_u32(nl.IFLA_NET_NS_FD, netns_fd),
-        _mac_attribute(link.pod_mac),
-        ends,
-    )
+    own, between = _pair_around(link.attachment.ifname, link.mtu_bytes, pod_ifindex)
     body = (
         nl.IFINFOMSG.pack(AF_UNSPEC, 0, ifindex, 0, 0)
         + attribute_text(nl.IFLA_IFNAME, link.host_ifname)
-        + _BORN_WITH
-        + ends
-        + nested(nl.IFLA_LINKINFO, _KIND_VETH, nested(nl.IFLA_INFO_DATA, peer))
+        + own
+        + attribute_u32(nl.IFLA_NET_NS_FD, netns_fd)
+        + _mac_attribute(link.pod_mac)
+        + between
     )
     return Request(nl.RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, body)
 
 
 @lru_cache(maxsize=64)
-def _both_ends(mtu_bytes: int) -> bytes:
+def _pair_around(ifname: str, mtu_bytes: int, pod_ifindex: int) -> tuple[bytes, bytes]:
+    """What is the same for all pods, before and after the namespace and the MAC of the pod end."""
     queues = attribute_u32(nl.IFLA_NUM_TX_QUEUES, 1) + attribute_u32(nl.IFLA_NUM_RX_QUEUES, 1)
-    return queues + attribute_u32(nl.IFLA_MTU, mtu_bytes)
+    ends = queues + attribute_u32(nl.IFLA_MTU, mtu_bytes)
+    varies = attribute_u32(nl.IFLA_NET_NS_FD, 0) + _mac_attribute(HOST_MAC)
+    peer = nested(
+        nl.VETH_INFO_PEER,
+        nl.IFINFOMSG.pack(AF_UNSPEC, 0, pod_ifindex, 0, 0),
+        attribute_text(nl.IFLA_IFNAME, ifname),
+        varies,
+        ends,
+    )
+    info = nested(nl.IFLA_LINKINFO, _KIND_VETH, nested(nl.IFLA_INFO_DATA, peer))
+    before, after = info.split(varies)
+    return _BORN_WITH + ends + before, after
 
 
 def set_fast_sysctls(link: PodLink, ifindex: int, *, alias: str | None = None) -> list[Request]:
@@ -292,24 +298,40 @@ def dump_addresses(family: int, ifindex: int) -> bytes:
 # -- reading -----------------------------------------------------------------------------------
 
 
-_WHOSE = frozenset({nl.IFLA_IFNAME, nl.IFLA_GROUP, nl.IFLA_IFALIAS})
+class Owned(NamedTuple):
+    """As much of a link as says whose it is."""
+
+    ifindex: int
+    alias: str
+    is_half_made: bool
 
 
-def parse_link(body: bytes, *, with_sysctls: bool = True) -> HostEnd:
-    """One RTM_NEWLINK body; ``proxy_delay`` is not in it.
-
-    Args:
-        with_sysctls: False may leave out all but what says whose the link is, half the work.
+def parse_owned(body: bytes) -> Owned:
+    """The same of one RTM_NEWLINK body as ``parse_link``, at a tenth of its price.
 
     Raises:
         MalformedMessage: the body is not a link message.
     """
     _family, _type, ifindex, flags, _change = _unpack_link(body)
-    wanted = None if with_sysctls else _WHOSE
-    found = nl.attributes(body, nl.IFINFOMSG.size, wanted=wanted)
+    found = nl.attributes(body, nl.IFINFOMSG.size, wanted=_WHOSE)
+    alias = nl.text(found.get(nl.IFLA_IFALIAS, b""))
+    is_of_group = _number(found, nl.IFLA_GROUP) == LINK_GROUP
+    return Owned(ifindex, alias, is_of_group and not alias and not flags & nl.IFF_UP)
+
+
+_WHOSE = frozenset({nl.IFLA_GROUP, nl.IFLA_IFALIAS})
+
+
+def parse_link(body: bytes) -> HostEnd:
+    """One RTM_NEWLINK body; ``proxy_delay`` is not in it.
+
+    Raises:
+        MalformedMessage: the body is not a link message.
+    """
+    _family, _type, ifindex, flags, _change = _unpack_link(body)
+    found = nl.attributes(body, nl.IFINFOMSG.size)
     name = nl.text(found.get(nl.IFLA_IFNAME, b""))
-    spec = found.get(nl.IFLA_AF_SPEC, b"") if with_sysctls else b""
-    families = nl.attributes(spec)
+    families = nl.attributes(found.get(nl.IFLA_AF_SPEC, b""))
     v4 = nl.attributes(families.get(AF_INET, b"")).get(nl.IFLA_INET_CONF, b"")
     v6_attributes = nl.attributes(families.get(AF_INET6, b""))
     v6 = v6_attributes.get(nl.IFLA_INET6_CONF, b"")

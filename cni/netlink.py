@@ -24,8 +24,8 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
+from typing import NamedTuple
 
 from cni.netns import inside
 
@@ -55,6 +55,7 @@ RTNLGRP_IPV6_IFADDR = 9
 RTNLGRP_IPV6_ROUTE = 11
 
 IFF_UP = 0x1
+IFF_RUNNING = 0x40
 IFF_LOWER_UP = 0x10000
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK = 1, 3, 4, 5
@@ -121,9 +122,13 @@ DUMP_ATTEMPTS = 8
 FEW_MESSAGES = 64
 """What one send carries at most on a socket whose buffer was left as it is (208 KiB by default)."""
 
+ALWAYS_FIT = 8
+"""So many fit into one send and one buffer whatever they are: the most an ADD sends at once."""
+
 _RAW = int(socket.SOCK_RAW | socket.SOCK_CLOEXEC)
 _ANSWER_DEADLINE = struct.pack("ll", ANSWER_DEADLINE_S, 0)
 _RECEIVE_BYTES = 128 * 1024
+_REQUEST_AND_ACK = NLM_F_REQUEST | NLM_F_ACK
 _SEQUENCE_MAX = 0x7FFF_FFFF
 _IFREQ = struct.Struct("=16si20x")
 
@@ -143,8 +148,7 @@ class MalformedMessage(ValueError):
     """Bytes that are not attributes or messages in the kernel's form."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One message without its header. ``flags`` needs neither REQUEST nor ACK."""
 
     kind: int
@@ -152,8 +156,7 @@ class Request:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One multicast message. ``port_id`` is the socket that caused it, 0 the kernel itself."""
 
     kind: int
@@ -380,12 +383,12 @@ class NetlinkSocket:
             OSError: the socket itself failed (closed, no memory); what was sent is unknown.
         """
         outcomes: list[NetlinkError | None] = [None] * len(requests)
-        sizes = [16 + len(request.body) for request in requests]
         with self._lock:
-            if 0 < len(sizes) <= self._max_count and sum(sizes) <= BATCH_BYTES:
-                # What an ADD sends; cutting it into runs would cost as much as packing it.
+            if 0 < len(requests) <= ALWAYS_FIT <= self._max_count:
+                # Cutting these into runs would cost as much as packing them.
                 self._exchange(requests, 0, outcomes)
                 return outcomes
+            sizes = [16 + len(request.body) for request in requests]
             for start, stop in batches(sizes, max_bytes=BATCH_BYTES, max_count=self._max_count):
                 self._exchange(requests[start:stop], start, outcomes)
         return outcomes
@@ -425,8 +428,40 @@ class NetlinkSocket:
             if outcome is not None:
                 raise outcome
 
-    def get(self, kind: int, body: bytes) -> bytes:
+    def post(self, request: Request, is_settled: Callable[[], bool]) -> NetlinkError | None:
+        """Sends one that the kernel works on for long; None, or why it was refused.
+
+        Args:
+            is_settled: asked when the kernel has done with it. Who says yes has heard by another
+                way that it was done; then nothing is read, which spares a thread two turns at the
+                interpreter's lock.
+
+        Raises:
+            OSError: the socket itself failed.
+        """
+        kind, flags, body = request
+        with self._lock:
+            sequence = self._next_sequence()
+            flags |= NLM_F_REQUEST
+            self._socket.send(HEADER.pack(16 + len(body), kind, flags, sequence, 0) + body)
+            if is_settled():
+                return None
+            # Not asked to, the kernel answers a refusal only, and has by now.
+            while True:
+                try:
+                    data = self._socket.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    return None
+                for answer, flags, answered, _port, payload in messages(data):
+                    if answer == NLMSG_ERROR and answered == sequence:
+                        return _refusal(flags, payload)
+
+    def get(self, kind: int, body: bytes, *, absent: Collection[int] = ()) -> bytes:
         """The body of the one message that answers a GET.
+
+        Args:
+            absent: refusals (errno) that are answered with b"": an exception costs as much as
+                the question.
 
         Raises:
             NetlinkError: no such object, or the request was refused.
@@ -439,6 +474,8 @@ class NetlinkSocket:
                     if answered != sequence:
                         continue
                     if answer == NLMSG_ERROR:
+                        if absent and -_I32.unpack_from(payload)[0] in absent:
+                            return b""
                         raise _refusal(flags, payload) or NetlinkError(errno.ENOMSG)
                     return payload
 
@@ -500,10 +537,11 @@ class NetlinkSocket:
         first = self._next_sequences(len(requests))
         last = first + len(requests) - 1
         parts: list[bytes] = []
-        for number, request in enumerate(requests, first):
-            flags = request.flags | NLM_F_REQUEST | (NLM_F_ACK if number == last else 0)
-            parts.append(HEADER.pack(16 + len(request.body), request.kind, flags, number, 0))
-            parts.append(request.body)
+        number = first
+        for kind, flags, body in requests:
+            flags |= NLM_F_REQUEST if number < last else _REQUEST_AND_ACK
+            parts += (HEADER.pack(16 + len(body), kind, flags, number, 0), body)
+            number += 1
         for index, refusal in self._send_and_hear(b"".join(parts), first, len(requests)).items():
             outcomes[start + index] = refusal
 

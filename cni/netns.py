@@ -16,8 +16,6 @@ import ctypes
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import TracebackType
 
 CLONE_NEWNET = 0x40000000
@@ -50,8 +48,7 @@ def is_same_namespace(first_fd: int, second_fd: int) -> bool:
     return (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
 
 
-@contextmanager
-def inside(netns_fd: int | None, *, back_fd: int | None = None) -> Iterator[None]:
+class inside:  # noqa: N801 - reads as what it does
     """Runs the block, without awaiting, with the calling thread in a namespace.
 
     Args:
@@ -61,23 +58,43 @@ def inside(netns_fd: int | None, *, back_fd: int | None = None) -> Iterator[None
     Raises:
         OSError: ``netns_fd`` is no network namespace, or CAP_SYS_ADMIN is missing.
     """
-    if netns_fd is None:
-        yield
-        return
-    home_fd = own_netns() if back_fd is None else back_fd
-    try:
-        _setns(netns_fd)
+
+    __slots__ = ("_back_fd", "_netns_fd", "_own_fd")
+
+    def __init__(self, netns_fd: int | None, *, back_fd: int | None = None) -> None:
+        self._netns_fd = netns_fd
+        self._back_fd = back_fd
+        self._own_fd = -1
+
+    def __enter__(self) -> None:
+        if self._netns_fd is None:
+            return
+        if self._back_fd is None:
+            self._back_fd = self._own_fd = own_netns()
         try:
-            yield
-        finally:
-            try:
-                _setns(home_fd)
-            except OSError:
-                # A caller that caught this would go on inside the pod's namespace.
-                os.abort()
-    finally:
-        if back_fd is None:
-            os.close(home_fd)
+            _setns(self._netns_fd)
+        except BaseException:
+            self._close()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._netns_fd is None or self._back_fd is None:
+            return
+        try:
+            _setns(self._back_fd)
+        except OSError:
+            # A caller that caught this would go on inside the pod's namespace.
+            os.abort()
+        self._close()
+
+    def _close(self) -> None:
+        if self._own_fd >= 0:
+            os.close(self._own_fd)
 
 
 def _setns(fd: int) -> None:

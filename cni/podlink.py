@@ -7,6 +7,7 @@ addresses, so an agent that starts with no memory knows every allocation from on
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from cni.attachment import Address, Attachment, PodRef
@@ -30,7 +31,7 @@ class AliasError(ValueError):
     """An alias that says it is ours but cannot be read, or an identity too long to write."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PodLink:
     """One veth pair. ``addresses`` holds at most one address of each family, IPv4 first.
 
@@ -43,7 +44,7 @@ class PodLink:
     pod: PodRef | None = None
     mac: str | None = None
 
-    @property
+    @cached_property
     def host_ifname(self) -> str:
         return self.attachment.host_ifname
 
@@ -52,14 +53,14 @@ class PodLink:
         """What the pod end is born with: as asked, else one of the attachment's own."""
         return self.mac or self.attachment.mac
 
-    @property
+    @cached_property
     def ipv4(self) -> IPv4Address | None:
         for address in self.addresses:
             if isinstance(address, IPv4Address):
                 return address
         return None
 
-    @property
+    @cached_property
     def ipv6(self) -> IPv6Address | None:
         for address in self.addresses:
             if isinstance(address, IPv6Address):

@@ -27,11 +27,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from socket import AF_INET, AF_INET6, AF_UNSPEC
+from types import TracebackType
 
 from cni import hostend, podend
 from cni import netlink as nl
-from cni.hostend import HostEnd
-from cni.netlink import NetlinkError, NetlinkSocket
+from cni.hostend import HostEnd, Owned
+from cni.netlink import NetlinkSocket
 from cni.netns import (
     PROC_SYS_NET,
     Sysctls,
@@ -52,6 +53,10 @@ BORN_MAX = 256
 """Links between their two halves that are remembered; one that fell out is looked up."""
 
 _GONE = frozenset({errno.ENODEV, errno.ENXIO})
+
+
+def _never() -> bool:
+    return False
 
 
 class WiringError(Exception):
@@ -123,6 +128,8 @@ class KernelWiring:
         """Of the next host end; 0 when it must be found out."""
         self._born: dict[str, tuple[int, str]] = {}
         """Pod ends that await their configuration: host end's name -> index and MAC address."""
+        self._made: dict[str, int] = {}
+        """Links that this one has made, by name: a removal need not ask whose they are."""
         self._removers: list[NetlinkSocket] = []
         self._lock = threading.RLock()
         self._home_of = threading.current_thread() if netns_fd is None else None
@@ -187,6 +194,7 @@ class KernelWiring:
             ifindex = self._make_pair(link, netns_fd)
             try:
                 self._set_up_host_end(link, ifindex, alias=alias)
+                self._made[link.host_ifname] = ifindex
             except BaseException as error:
                 self._born.pop(link.host_ifname, None)
                 try:
@@ -236,44 +244,53 @@ class KernelWiring:
         """
         self._socket.get(nl.RTM_GETLINK, hostend.get_link(link.host_ifname))
 
-    def remove(self, host_ifname: str) -> bool:
+    def remove(self, host_ifname: str, is_announced: Callable[[], bool] = _never) -> bool:
         """Removes a link of ours; True once it is gone, False when there was none.
 
         Sleeps about 20 ms in the kernel. Several run at once, each on a socket of its own. The
-        kernel acknowledges only after it has announced the link gone, taken it off every table
-        and waited for its last user: the name is free then.
+        kernel returns only after it has announced the link gone, taken it off every table and
+        waited for its last user: the name is free then.
 
         A foreign link of that name counts as none: DEL must succeed where we have nothing.
+
+        Args:
+            is_announced: whether the caller has heard the announcement already; True spares the
+                question how the removal ended.
 
         Raises:
             WiringError: the kernel refused.
         """
         self._born.pop(host_ifname, None)
-        with _as_wiring_error(host_ifname), self._remover() as socket:
-            found = _read_link(socket, host_ifname, with_sysctls=False)
-            if found is None:
-                return False
-            if not _is_ours(found):
-                log.warning("foreign_link_left ifname=%s alias=%r", host_ifname, found.alias)
-                return False
-            outcome = socket.execute([hostend.delete_link(found.ifindex)])[0]
-            if outcome is not None and outcome.errno not in _GONE:
-                raise outcome
-            return outcome is None
+        ifindex = self._made.pop(host_ifname, 0)
+        with _as_wiring_error(host_ifname):
+            # Several removals sleep at once, each on a socket that is kept for the next.
+            try:
+                socket = self._removers.pop()
+            except IndexError:
+                socket = NetlinkSocket(netns_fd=self._home_fd, receive_buffer_bytes=1 << 16)
+            try:
+                # An index names one link for as long as that lives; one that is gone may have
+                # been made anew by somebody.
+                is_removed = bool(ifindex) and _delete(socket, ifindex, is_announced)
+                is_removed = is_removed or self._remove_by_name(socket, host_ifname, is_announced)
+            except BaseException:
+                socket.close()
+                raise
+            self._removers.append(socket)
+            return is_removed
 
-    @contextmanager
-    def _remover(self) -> Iterator[NetlinkSocket]:
-        """A socket for one removal; several sleep at once. Kept for the next one."""
-        try:
-            socket = self._removers.pop()
-        except IndexError:
-            socket = NetlinkSocket(netns_fd=self._home_fd, receive_buffer_bytes=1 << 16)
-        try:
-            yield socket
-        except BaseException:
-            socket.close()
-            raise
-        self._removers.append(socket)
+    @staticmethod
+    def _remove_by_name(
+        socket: NetlinkSocket, host_ifname: str, is_announced: Callable[[], bool]
+    ) -> bool:
+        body = socket.get(nl.RTM_GETLINK, hostend.get_link(host_ifname), absent=_GONE)
+        if not body:
+            return False
+        found = hostend.parse_owned(body)
+        if not _is_ours(found):
+            log.warning("foreign_link_left ifname=%s alias=%r", host_ifname, found.alias)
+            return False
+        return _delete(socket, found.ifindex, is_announced)
 
     def remove_half_made(self) -> list[str]:
         """Removes what a killed agent left between a link's birth and its alias; their names.
@@ -578,6 +595,14 @@ class KernelWiring:
             raise
 
 
+def _delete(socket: NetlinkSocket, ifindex: int, is_announced: Callable[[], bool]) -> bool:
+    """Whether there was such a link."""
+    refusal = socket.post(hostend.delete_link(ifindex), is_announced)
+    if refusal is not None and refusal.errno not in _GONE:
+        raise refusal
+    return refusal is None
+
+
 def _raise_loopback(socket: NetlinkSocket, host_ifname: str) -> None:
     """The runtime's job; whoever forgot it has a pod that cannot reach itself."""
     with socket:
@@ -589,17 +614,12 @@ def _raise_loopback(socket: NetlinkSocket, host_ifname: str) -> None:
 _OBSERVED = frozenset({nl.IFLA_IFNAME, nl.IFLA_MTU, nl.IFLA_IFALIAS})
 
 
-def _read_link(socket: NetlinkSocket, ifname: str, *, with_sysctls: bool = True) -> HostEnd | None:
-    try:
-        body = socket.get(nl.RTM_GETLINK, hostend.get_link(ifname))
-        return hostend.parse_link(body, with_sysctls=with_sysctls)
-    except NetlinkError as error:
-        if error.errno in _GONE:
-            return None
-        raise
+def _read_link(socket: NetlinkSocket, ifname: str) -> HostEnd | None:
+    body = socket.get(nl.RTM_GETLINK, hostend.get_link(ifname), absent=_GONE)
+    return hostend.parse_link(body) if body else None
 
 
-def _is_ours(found: HostEnd) -> bool:
+def _is_ours(found: HostEnd | Owned) -> bool:
     """By its alias, or half made. An alias with our tag that cannot be read is not enough."""
     try:
         return found.is_half_made or decode_alias(found.alias) is not None
@@ -622,11 +642,26 @@ def _with_alias_of(link: PodLink, found: HostEnd) -> PodLink:
     return link if record is None else replace(link, pod=record.pod)
 
 
-@contextmanager
-def _as_wiring_error(what: str) -> Iterator[None]:
-    """Turns what netlink and /proc raise into WiringError, with the link's name in front."""
-    try:
-        yield
-    except (OSError, nl.MalformedMessage) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise WiringError(f"{what}: {reason}") from error
+class _as_wiring_error:  # noqa: N801 - reads as what it does
+    """Turns what netlink and /proc raise into WiringError, with the link's name in front.
+
+    Not a generator: three of these are on the way of every ADD.
+    """
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, (OSError, nl.MalformedMessage)):
+            reason = getattr(error, "strerror", None) or error
+            raise WiringError(f"{self._what}: {reason}") from error

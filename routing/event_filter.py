@@ -59,7 +59,7 @@ def event_filter(own_ports: Collection[int]) -> bytes:
             ],
         ),
         (
-            "link",  # a pod's is news only when it goes down
+            "link",  # a pod's is news only when it goes down and stays
             [
                 (_LD_H, _FIRST_ATTRIBUTE_TYPE, "", ""),
                 (_JEQ, _u16(nl.IFLA_IFNAME), "", _KEEP),
@@ -69,6 +69,8 @@ def event_filter(own_ports: Collection[int]) -> bytes:
                 (_LD_W, _IFI_CHANGE, "", ""),
                 (_JEQ, JUST_MADE, _DROP, ""),
                 (_JSET, _u32(nl.IFF_UP), "", _DROP),
+                # dev_close: it is about to leave this namespace, and that is told by itself.
+                (_JSET, _u32(nl.IFF_RUNNING), _DROP, ""),
                 (_LD_W, _IFI_FLAGS, "", ""),
                 (_JSET, _u32(nl.IFF_UP), _DROP, _KEEP),
             ],

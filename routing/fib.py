@@ -57,6 +57,7 @@ from routing.rtmessage import (
     delete_route,
     dump_body,
     grouped_routes,
+    new_pod_route,
     new_route,
     parse_holder,
     parse_route,
@@ -72,6 +73,9 @@ T = TypeVar("T")
 
 INLINE_CHANGES = 200
 """Up to this many changes the loop's own thread does them: about 5 ms."""
+
+FEW = 2
+"""What one pod needs: nobody else's change comes in between."""
 
 INLINE_ROUTES = 1000
 """Tables that had at most this many entries when last read are read in the loop's own thread."""
@@ -251,6 +255,8 @@ class KernelFib:
         Raises:
             OSError: the socket failed, or the table could not be read to look up a holder.
         """
+        if len(delta) <= FEW and self._apply_few(delta):
+            return []
         if delta.delete is self._table:
             # All that was read: what others add meanwhile is not meant.
             delta = Delta(delta.create, delta.replace, self._table.copy())
@@ -281,6 +287,34 @@ class KernelFib:
         if was_believed and not failures and is_alone and not self._is_disturbed:
             self._is_believed, self._foreign = True, foreign
         return failures
+
+    def _apply_few(self, delta: Delta[RouteKey, Route]) -> bool:
+        """An ADD's routes or a DEL's, in one exchange. False: not all of it could be done, and the
+        long way, which may repeat what was done, finds out why."""
+        if delta.replace or (delta.create and delta.delete):
+            return False
+        created, deleted = dict(delta.create), list(delta.delete)
+        requests: list[Request] = []
+        for key, route in created.items():
+            if len(route.next_hops) != 1 or route.next_hops[0].gateway is not None:
+                return False
+            ifindex = self._socket.ifindex(route.next_hops[0].ifname)
+            if ifindex is None:
+                return False
+            requests.append(new_pod_route(key, ifindex))
+        requests += map(delete_route, deleted)
+        was_believed, self._is_believed = self._is_believed, False
+        # As if it had begun and ended: a dump or a delta under way in a thread is overtaken.
+        self._changes += 2
+        is_gone = errno.ESRCH if deleted else 0
+        if any(each and each.errno != is_gone for each in self._socket.execute(requests)):
+            return False
+        for route in created.values():
+            self._table.put(route)
+        for key in deleted:
+            self._table.drop(key)
+        self._is_believed = was_believed
+        return True
 
     async def abandon(self, gateways: Collection[Address]) -> int:
         """Takes next hops that are dead out of every route that has others, in a message a group.
@@ -873,13 +907,8 @@ def _look_up(socket: NetlinkSocket, destination: Address, *, flags: int) -> byte
     family = AF_INET if destination.version == 4 else AF_INET6
     body = nl.RTMSG.pack(family, destination.max_prefixlen, 0, 0, 0, 0, 0, 0, flags)
     body += nl.attribute(nl.RTA_DST, destination.packed)
-    try:
-        answer = socket.get(nl.RTM_GETROUTE, body)
-    except NetlinkError as error:
-        if error.errno in _UNROUTABLE:
-            return None
-        raise
-    return answer if answer[7] in (nl.RTN_UNICAST, nl.RTN_LOCAL) else None
+    answer = socket.get(nl.RTM_GETROUTE, body, absent=_UNROUTABLE)
+    return answer if answer and answer[7] in (nl.RTN_UNICAST, nl.RTN_LOCAL) else None
 
 
 def _read_addresses(socket: NetlinkSocket) -> dict[int, list[Interface]]:

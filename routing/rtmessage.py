@@ -134,6 +134,19 @@ def new_route(route: Route, index_of: _IndexOf, flags: int, *, group: int = 0) -
     return Request(nl.RTM_NEWROUTE, flags, body)
 
 
+def new_pod_route(key: RouteKey, ifindex: int) -> Request:
+    """What ``new_route`` makes of a route over one link without a gateway, to be made anew; every
+    ADD needs one.
+
+    Raises:
+        ValueError: the key is not one we may write.
+    """
+    _check_key(key)
+    body = _head(key.prefix, nl.RT_SCOPE_LINK, nl.RTN_UNICAST)
+    body += attribute_u32(nl.RTA_OIF, ifindex)
+    return Request(nl.RTM_NEWROUTE, nl.NLM_F_CREATE | nl.NLM_F_EXCL, body)
+
+
 def delete_route(key: RouteKey) -> Request:
     """RTM_DELROUTE that matches only our protocol and metric, whatever the next hops."""
     return Request(nl.RTM_DELROUTE, 0, _head(key.prefix, nl.RT_SCOPE_NOWHERE, 0))

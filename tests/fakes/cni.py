@@ -190,7 +190,7 @@ class FakeWires(Failures):
         self.journal.append("configure_pod")
         return wire.mac
 
-    def remove(self, host_ifname: str) -> bool:
+    def remove(self, host_ifname: str, _is_announced: object = None) -> bool:
         """Takes the pair away."""
         self.raise_pending("remove")
         if host_ifname in self.foreign_links:

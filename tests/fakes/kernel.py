@@ -123,7 +123,7 @@ class FakeWiring(Switches):
         pair.is_configured = True
         return pair.link.mac or self.POD_MAC
 
-    def remove(self, host_ifname: str) -> bool:
+    def remove(self, host_ifname: str, _is_announced: object = None) -> bool:
         """Takes the pair away."""
         self.raise_pending("remove")
         pair = self.pairs.pop(host_ifname, None)

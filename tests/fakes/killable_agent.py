@@ -189,7 +189,8 @@ def arm(steps: Steps) -> None:
 
 def _wrap_the_kernel(steps: Steps) -> None:
     """What is sent to it, and what it can refuse."""
-    execute, write = nl.NetlinkSocket.execute, cni.netns.Sysctls.write
+    execute, post = nl.NetlinkSocket.execute, nl.NetlinkSocket.post
+    write = cni.netns.Sysctls.write
 
     def executing(
         self: nl.NetlinkSocket, requests: Sequence[nl.Request]
@@ -205,6 +206,15 @@ def _wrap_the_kernel(steps: Steps) -> None:
             outcomes = execute(self, requests)
             lost = nl.NetlinkError(errno.ENOBUFS)
             return [lost] * len(requests) if moment == "lose" else outcomes
+
+    def posting(
+        self: nl.NetlinkSocket, request: nl.Request, is_settled: Callable[[], bool]
+    ) -> nl.NetlinkError | None:
+        with steps.step(f"send {_kind(request.kind)}") as moment:
+            if moment == "refuse":
+                return nl.NetlinkError(errno.EPERM)
+            outcome = post(self, request, is_settled)
+            return nl.NetlinkError(errno.ENOBUFS) if moment == "lose" else outcome
 
     def asking(method: str) -> Callable[[nl.NetlinkSocket, int, bytes], Any]:
         original = getattr(nl.NetlinkSocket, method)
@@ -224,6 +234,7 @@ def _wrap_the_kernel(steps: Steps) -> None:
             write(self, path, value)
 
     nl.NetlinkSocket.execute = executing  # type: ignore[method-assign]
+    nl.NetlinkSocket.post = posting  # type: ignore[method-assign]
     nl.NetlinkSocket.get = asking("get")  # type: ignore[method-assign, assignment]
     nl.NetlinkSocket.dump = asking("dump")  # type: ignore[method-assign, assignment]
     cni.netns.Sysctls.write = writing  # type: ignore[method-assign]

@@ -142,3 +142,11 @@ async def test_what_an_add_stirs_up_is_not_even_queued():
             node.ip(f"link del {POD}")
             kinds = [event.kind for event in ours.events(max_datagrams=100)[0]]
             assert kinds == [nl.RTM_NEWROUTE, nl.RTM_NEWLINK, nl.RTM_DELLINK]
+            # That it goes down because it is removed is no news beside that it is removed.
+            add(node, pod)
+            control.events(max_datagrams=100)
+            node.ip(f"link del {POD}")
+            kinds = [event.kind for event in ours.events(max_datagrams=100)[0]]
+            assert kinds == [nl.RTM_DELLINK]
+            told = [event.kind for event in control.events(max_datagrams=100)[0]]
+            assert nl.RTM_NEWLINK in told[: told.index(nl.RTM_DELLINK)]

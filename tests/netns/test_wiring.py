@@ -483,6 +483,28 @@ def test_remove_returns_when_the_link_is_gone(host, pod, wiring):
     assert wiring.remove(link.host_ifname) is False
 
 
+def test_a_link_that_was_made_anew_by_another_is_found_by_its_name(host, pod, fabric, wiring):
+    """An index that is gone says nothing of the name, and no foreign link is taken for ours."""
+    link, other = pod_link(), fabric.namespace("pod2")
+    wiring.create(link, pod.fd)
+    host.ip(f"link del {link.host_ifname}")
+    successor = KernelWiring(netns_fd=host.fd)
+    try:
+        # Past the index that the first one had.
+        successor.create(pod_link(container="c2"), pod.fd)
+        successor.create(link, other.fd)
+        assert successor.remove(pod_link(container="c2").host_ifname) is True
+    finally:
+        successor.close()
+    assert wiring.remove(link.host_ifname) is True
+    assert names_in(host) == {"lo"}
+    wiring.create(link, pod.fd)
+    host.ip(f"link del {link.host_ifname}")
+    host.ip(f"link add {link.host_ifname} type veth peer name x0")
+    assert wiring.remove(link.host_ifname) is False
+    assert link.host_ifname in names_in(host)
+
+
 def test_links_are_removed_by_many_threads_at_once(fabric, host, wiring):
     """As the agent does; two that ask for the same link both return."""
     links = []

@@ -425,7 +425,7 @@ async def test_del_takes_the_link_first_and_frees_the_address_last(
 
     await attacher.handle(request(Command.DEL), None)
 
-    assert node.journal == ["announce", "remove", "forget", "release"]
+    assert node.journal == ["announce", "forget", "remove", "release"]
     assert node.leftovers == []
 
 

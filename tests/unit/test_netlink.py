@@ -28,7 +28,7 @@ from cni.netlink import (
     nested,
 )
 from routing.routes import NextHop, Route, RouteKey
-from routing.rtmessage import new_route, parse_holder, parse_route
+from routing.rtmessage import new_pod_route, new_route, parse_holder, parse_route
 from tests.fakes.netns import Fabric
 
 CASES = {"attributes": 0, "bytes": 0, "batches": 0, "routes": 0}
@@ -127,6 +127,16 @@ def test_a_route_message_says_the_route(route):
         route.key.prefix.network_address.packed,
         route.key.prefix.prefixlen,
     )
+
+
+@pytest.mark.parametrize("prefix", ["10.244.1.5/32", "fd00::5/128"])
+def test_a_pods_route_is_packed_as_every_other(prefix):
+    """The short way says what the long one says."""
+    key = RouteKey(ip_network(prefix))
+    flags = nl.NLM_F_CREATE | nl.NLM_F_EXCL
+    assert new_pod_route(key, 7) == new_route(Route(key, (NextHop("pod0"),)), NAMES.get, flags)
+    with pytest.raises(ValueError, match="only metric"):
+        new_pod_route(RouteKey(ip_network(prefix), metric=7), 7)
 
 
 def test_an_ipv4_gateway_for_an_ipv6_prefix_is_refused():
@@ -249,6 +259,33 @@ def test_sequence_numbers_wrap_between_exchanges():
     for _ in range(3):
         outcomes = socket.execute(requests(3))
         assert [o and o.errno for o in outcomes] == [17, None, None]
+
+
+def test_a_posted_request_asks_for_no_answer_and_hears_of_a_refusal():
+    """Silence is success: a refusal is queued when the send has returned."""
+    socket, kernel = scripted(lambda _seq, _index: [])
+    assert socket.post(requests(1)[0], lambda: False) is None
+    assert [flags & nl.NLM_F_ACK for _k, flags, _s in kernel.sent] == [0]
+    socket, _kernel = scripted(lambda seq, _index: [error(seq - 1, 1), error(seq, errno.EPERM)])
+    outcome = socket.post(requests(1)[0], lambda: False)
+    assert outcome is not None
+    assert outcome.errno == errno.EPERM
+
+
+def test_who_knows_how_it_ended_reads_no_answer_and_the_next_request_is_not_misled():
+    """What is left in the queue is of an older request then."""
+    socket, kernel = scripted(lambda seq, index: [error(seq, 0 if index else errno.EPERM)])
+    assert socket.post(requests(1)[0], lambda: True) is None
+    assert len(kernel.queue) == 1
+    assert socket.execute(requests(1)) == [None]
+
+
+def test_what_is_absent_needs_no_exception():
+    """Only what was named counts as absent."""
+    socket, _kernel = scripted(lambda seq, _index: [error(seq, errno.ENODEV)])
+    assert socket.get(nl.RTM_GETLINK, b"", absent={errno.ENODEV}) == b""
+    with pytest.raises(NetlinkError, match="No such device"):
+        socket.get(nl.RTM_GETLINK, b"", absent={errno.ENXIO})
 
 
 def part(sequence: int, body: bytes, *, flags: int = 0) -> bytes:

@@ -6,7 +6,7 @@ import io
 import json
 import logging
 
-from routing.telemetry import LeafFormatter, RepeatFilter, renderers
+from routing.telemetry import LeafFormatter, LeafHandler, RepeatFilter, renderers
 
 
 def line(style: str, message: str, *args: object, failing: bool = False) -> str:
@@ -46,6 +46,24 @@ def test_a_text_of_others_cannot_write_lines_of_its_own_on_a_terminal():
     shown, _, trace = str(event).partition("\n")
     assert r"a\nb\x1b[2Jé" in shown
     assert trace == "Trace\nback"
+
+
+def test_a_leafs_line_is_one_write_and_one_that_cannot_be_made_disturbs_nobody():
+    """Whatever it holds."""
+    stream, root = io.StringIO(), logging.getLogger()
+    before, level, logging.raiseExceptions = root.handlers[:], root.level, False
+    root.handlers[:] = [LeafHandler(stream, LeafFormatter(style="console"))]
+    root.setLevel(logging.INFO)
+    try:
+        logging.getLogger("cni.attach").info("pod_attached share=%s link=%s", "100%s", "a")
+        logging.getLogger("cni.attach").debug("detail")
+        logging.getLogger("cni.attach").info("wrong %d", "text")
+    finally:
+        root.handlers[:], logging.raiseExceptions = before, True
+        root.setLevel(level)
+    assert [line.split("] ")[1] for line in stream.getvalue().splitlines()] == [
+        "pod_attached share=100%s link=a"
+    ]
 
 
 def test_a_failure_keeps_its_traceback():
