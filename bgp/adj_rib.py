@@ -91,6 +91,7 @@ class AdjRibIn:
         self._changed: set[Nlri] | None = None
         """The prefixes with other paths than at the last ``take_changes``; None: any may be."""
         self._gone_hops: set[Address] = set()
+        self._gone_peers: set[Address] = set()
 
     # -- changes since the last look -----------------------------------------------------------
 
@@ -143,8 +144,14 @@ class AdjRibIn:
             gone -= _next_hops(table.values())
         return frozenset(gone)
 
-    def _has_lost(self, attributes: Iterable[PathAttributes]) -> None:
+    def take_lost_peers(self) -> frozenset[Address]:
+        """The peers whose tables were dropped or swept away since the last call."""
+        gone, self._gone_peers = self._gone_peers, set()
+        return frozenset(peer for peer in gone if not self._tables.get(peer))
+
+    def _has_lost(self, peer: Address, attributes: Iterable[PathAttributes]) -> None:
         self._changed = None
+        self._gone_peers.add(peer)
         self._gone_hops |= _next_hops(attributes)
 
     # -- changing ------------------------------------------------------------------------------
@@ -207,7 +214,7 @@ class AdjRibIn:
         """The session is gone and its paths with it. Returns whether there were any."""
         self._stale.pop(peer, None)
         table = self._tables.pop(peer, {})
-        self._has_lost(table.values())
+        self._has_lost(peer, table.values())
         return bool(table)
 
     def mark_stale(self, peer: Address, nlris: Iterable[Nlri] | None = None) -> None:
@@ -227,13 +234,18 @@ class AdjRibIn:
         """Forgets what the peer said of others, and that anything is stale."""
         self._stale.pop(peer, None)
         table = self._tables.get(peer, {})
+        if not families and table:
+            # The whole of it at once: the next hops that went with it are waited for.
+            self._tables[peer] = {}
+            self._has_lost(peer, table.values())
+            return
         self._forget(peer, [nlri for nlri in table if family_of(nlri) not in families])
 
     def _forget(self, peer: Address, nlris: Iterable[Nlri]) -> None:
         table = self._tables.get(peer, {})
         gone = [found for nlri in nlris if (found := table.pop(nlri, None)) is not None]
         if gone:
-            self._has_lost(gone)
+            self._has_lost(peer, gone)
 
     # -- looking -------------------------------------------------------------------------------
 

@@ -188,6 +188,10 @@ class Speaker:
         names any more."""
         return self._beliefs.rib.take_lost_next_hops()
 
+    def take_lost_peers(self) -> frozenset[Address]:
+        """The peers of which nothing is believed any more since the last call."""
+        return self._beliefs.rib.take_lost_peers()
+
     def rejections(self) -> tuple[RejectedRoute, ...]:
         """The last routes that could not be used, oldest first."""
         return self._beliefs.rejections()

@@ -274,6 +274,7 @@ class Agent:
             workers = [
                 tasks.create_task(self._loop.run()),
                 tasks.create_task(self._loop.watch_kernel()),
+                tasks.create_task(self._loop.watch_losses()),
                 tasks.create_task(self._loop.watch_store()),
                 tasks.create_task(self._collector.run(self._settings.resync_s)),
             ]

@@ -132,6 +132,10 @@ class Fib(Protocol):
         """Takes dead next hops out of every route that has others besides; how many groups of
         routes that concerned."""
 
+    async def turn(self, moves: Mapping[Hops, Hops]) -> int:
+        """Makes every route that leads to the one lead to the other, where that is a message for
+        all of them; how many next hops were turned."""
+
     async def links(self) -> dict[str, LinkState]:
         """Every interface by name."""
 
@@ -325,15 +329,49 @@ class KernelFib:
             OSError: the socket failed.
         """
         packed = frozenset(gateway.packed for gateway in gateways)
+        moves: dict[Hops, Hops] = {}
         try:
-            changed = NextHopObjects(self._socket).abandon(packed)
+            objects = NextHopObjects(self._socket)
+            before = objects.hops(self._socket.ifname)
+            changed = objects.abandon(packed)
+            after = objects.hops(self._socket.ifname)
+            moves = {hops_of(before[n]): hops_of(h) for n, h in after.items() if before[n] != h}
         except (NetlinkError, NoNextHop):
             # What the next pass does one by one.
-            changed = 0
-        if changed:
             self._is_believed = False
-            self._changes += 1
+            return 0
+        self._note_turned(moves)
         return changed
+
+    async def turn(self, moves: Mapping[Hops, Hops]) -> int:
+        """Rewrites the groups that lead to the one, so that all their routes lead to the other.
+
+        Raises:
+            OSError: the socket failed.
+        """
+        done: dict[Hops, Hops] = {}
+        if not moves:
+            return 0
+        try:
+            objects = NextHopObjects(self._socket)
+            for old, new in moves.items():
+                if objects.rewrite(old, new, self._socket.ifindex):
+                    done |= {old: new}
+        except (NetlinkError, NoNextHop):
+            # What the next pass does one by one.
+            self._is_believed = False
+        self._note_turned(done)
+        return len(done)
+
+    def _note_turned(self, moves: Mapping[Hops, Hops]) -> None:
+        if not moves:
+            return
+        self._changes += 1
+        by_identity = {id(old): new for old, new in moves.items()}
+        grouped = self._table.grouped
+        for nlri, hops in grouped.items():
+            if id(hops) in by_identity:
+                grouped[nlri] = by_identity[id(hops)]
 
     def _whole_groups(self, work: Work) -> dict[Hops, Hops]:
         """Which next hops are replaced in every single route that has them, all by the same."""

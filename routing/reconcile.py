@@ -60,6 +60,8 @@ LOGGED_ONE_BY_ONE = 100
 UPDATE_KICK = "bgp:update:"
 NO_RULE = ("bgp:end_of_rib:", "bgp:complete:", "bgp:refreshed:")
 """Kicks that change nothing of what becomes of a path."""
+LOSS_KICKS = ("bgp:session_down:", "bgp:swept:", "bgp:stale_hold_over:")
+"""Kicks with which a peer's whole table may have gone."""
 COALESCE_S = 0.005
 """How long a pass waits after the first kick, so that a burst of events is one pass."""
 QUIET_S = 0.02
@@ -122,6 +124,7 @@ class Reconciler:
         self._resync_s = resync_s
         self._started_at_s = clock()
         self._kicked = asyncio.Event()
+        self._has_lost = asyncio.Event()
         self._reasons: set[str] = set()
         self._knowledge = Knowledge(node=node, store=store, blocks=blocks, cache=cache)
         self._sessions = SessionMemory()
@@ -171,6 +174,8 @@ class Reconciler:
         log.debug("kicked", reason=reason)
         self._reasons.add(reason)
         self._kicked.set()
+        if reason.startswith(LOSS_KICKS):
+            self._has_lost.set()
 
     async def run(self) -> None:
         """Passes for ever: at each kick, after a failure's back-off, and at every resync."""
@@ -318,22 +323,37 @@ class Reconciler:
         self.report = replace(self.report, actual=actual)
         return bool(failures)
 
-    async def _leave_dead_next_hops(self) -> None:
-        """Before anything else, and by groups: the tables follow when this pass has computed them.
+    async def watch_losses(self) -> None:
+        """Turns away from what went with a session at once, for ever: a pass that has begun, or
+        must look at everything first, is not waited for."""
+        while True:
+            await self._has_lost.wait()
+            self._has_lost.clear()
+            await self._leave_dead_next_hops()
 
-        A next hop that went with its session and that no path names any more is in no table that
-        this pass can come to.
+    async def _leave_dead_next_hops(self) -> None:
+        """By groups: the tables follow when a pass has computed them.
+
+        Where all that led to some next hops leads to the same others now, it is turned there. For
+        what remains, a next hop that no path names any more is in no table that a pass can come to,
+        and is taken out of where there are others.
         """
-        lost = self._speaker.take_lost_next_hops()
-        if not lost:
+        peers, lost = self._speaker.take_lost_peers(), self._speaker.take_lost_next_hops()
+        if not peers and not lost:
             return
         try:
-            changed = await self._fib.abandon(lost)
+            turned = await self._fib.turn(self.report.desired.remote.without(peers))
+            changed = await self._fib.abandon(lost) if lost else 0
         except OSError as error:
             log.warning("next_hops_not_abandoned", error=str(error))
             return
-        if changed:
-            log.warning("next_hops_abandoned", next_hops=sorted(map(str, lost)), groups=changed)
+        if turned or changed:
+            log.warning(
+                "next_hops_abandoned",
+                next_hops=sorted(map(str, lost)),
+                peers=sorted(map(str, peers)),
+                groups=turned + changed,
+            )
 
     async def next_pass(self) -> None:
         """Returns when a pass that began after this call has ended."""

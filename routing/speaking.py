@@ -42,6 +42,9 @@ class SpeakerFace(Protocol):
     def take_lost_next_hops(self) -> frozenset[Address]:
         """The next hops lost with sessions since the last call, that no path names any more."""
 
+    def take_lost_peers(self) -> frozenset[Address]:
+        """The peers of which nothing is believed any more since the last call."""
+
     async def set_peers(self, peers: Mapping[Address, Peer]) -> None:
         """Makes the configured sessions exactly these; touches only those that differ."""
 

@@ -20,6 +20,7 @@ from routing.delta import Delta, Failure, diff
 from routing.fib import Fib, FibClosed, KernelFib
 from routing.links import LinkState
 from routing.next_hop_objects import FIRST_ID
+from routing.route_table import hops_of
 from routing.routes import Address, NextHop, Prefix, Route, RouteKey
 from tests.fakes.kernel import Disturbance, FakeFib
 from tests.fakes.netns import Fabric, Namespace, wait_until
@@ -700,6 +701,25 @@ async def test_a_dead_next_hop_is_abandoned_where_there_is_another(kernel_world:
     assert await fib.read() == many(500, ("up0", VIA_0)) | only
     assert await fib.abandon([VIA_1]) == 0
     await fib.close()
+
+
+@pytest.mark.netns
+async def test_all_that_leads_to_one_next_hop_is_turned_to_another(kernel_world: KernelWorld):
+    """In one message, and the driver's table says so without another dump; others stay."""
+    kernel_world.reset()
+    fib = kernel_world.make_fib()
+    others = table(route("10.1.0.0/26", ("up0", VIA_0), ("up1", VIA_1)))
+    assert await fib.apply(Delta(many(500, ("up0", VIA_0)) | others)) == []
+    before = await fib.read()
+    old, new = hops_of([NextHop("up0", VIA_0)]), hops_of([NextHop("up1", VIA_1)])
+    assert await fib.turn({old: new}) == 1
+    assert await fib.read() is before
+    assert before == many(500, ("up1", VIA_1)) | others
+    second = kernel_world.make_fib()
+    assert await second.read() == before
+    assert await fib.turn({old: new}) == 0
+    await fib.close()
+    await second.close()
 
 
 @pytest.mark.netns

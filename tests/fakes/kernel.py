@@ -26,6 +26,7 @@ from routing.delta import Delta, Failure
 from routing.fib import OVERFLOW, Fib, FibClosed
 from routing.links import LinkState
 from routing.next_hops import KernelRoute
+from routing.route_table import Hops
 from routing.routes import (
     METRIC,
     PROTOCOL,
@@ -243,6 +244,15 @@ class FakeFib(Switches):
                 groups.add(hops)
         return len(groups)
 
+    async def turn(self, moves: Mapping[Hops, Hops]) -> int:
+        """All of them."""
+        turned = set()
+        for place, (protocol, hops) in list(self.table.items()):
+            if protocol == PROTOCOL and hops in moves:
+                self.table[place] = (protocol, moves[hops])
+                turned.add(hops)
+        return len(turned)
+
     async def links(self) -> dict[str, LinkState]:
         """The links as they are now."""
         self.raise_pending("links")
@@ -422,6 +432,10 @@ class Disturbance(Fib):
     async def abandon(self, gateways: Collection[Address]) -> int:
         """Undisturbed."""
         return await self._fib.abandon(gateways)
+
+    async def turn(self, moves: Mapping[Hops, Hops]) -> int:
+        """As it is."""
+        return await self._fib.turn(moves)
 
     async def links(self) -> dict[str, LinkState]:
         """Undisturbed."""

@@ -161,6 +161,7 @@ class FakeSpeaker:
     ) -> None:
         self._taken: dict[AdvertisementKey, Path] | None = None
         self._attributes = AttributeSets()
+        self._with_paths: frozenset[Address] = frozenset()
         self._hops: frozenset[Address] = frozenset()
         self.world = world or FakeWorld()
         self.clock = clock
@@ -267,6 +268,11 @@ class FakeSpeaker:
         hops = frozenset(path.next_hop for path in self.paths().values())
         before, self._hops = self._hops, hops
         return before - hops
+
+    def take_lost_peers(self) -> frozenset[Address]:
+        peers = frozenset(peer for peer, _ in self.paths())
+        before, self._with_paths = self._with_paths, peers
+        return before - peers
 
     def rejections(self) -> tuple[RejectedRoute, ...]:
         return tuple(self._rejections)

@@ -126,6 +126,15 @@ said = st.builds(
 paths = st.lists(said, max_size=40).map(
     lambda each: list({(one.peer, one.prefix): one for one in each}.values())
 )
+sound = st.lists(
+    st.builds(
+        lambda number, asns: path(f"10.244.{number}.0/26", as_path=asns),
+        st.integers(10, 60),
+        st.sampled_from([(64512, 64602), (64512, 64603)]),
+    ),
+    max_size=8,
+    unique_by=lambda each: each.prefix,
+)
 kernel = st.sampled_from(
     [{}, {FAR: KernelRoute(24, (NextHop("uplink0", TOR),))}]
 )  # fmt: skip
@@ -182,6 +191,41 @@ def test_decisions_are_used_again_and_come_to_the_same(first: list[Path], second
     assert again.routes == fresh.routes
     assert again.best == fresh.best
     assert sorted(map(str, again.rejected)) == sorted(map(str, fresh.rejected))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.one_of(paths, sound))
+def test_what_a_lost_peer_turns_is_what_its_loss_comes_to(all_paths: list[Path]):
+    """Where next hops are turned at once, every route that had them would have been."""
+    base = inputs(snapshot=SNAPSHOT)
+    # Two routers say much the same, as they do in a rack; sometimes one knows more.
+    heard = {(each.peer, each.prefix) for each in all_paths}
+    all_paths = [
+        *all_paths,
+        *(
+            replace(
+                each, peer=TOR2, next_hop=TOR2, as_path=(*each.as_path, 64700), as_path_length=3
+            )
+            for each in all_paths[:-1]
+            if each.peer == TOR and (TOR2, each.prefix) not in heard
+        ),
+    ]
+    before = desired(replace(base, offers=offers_of(all_paths)))
+    moves = before.remote.without({TOR})
+    rest = [each for each in all_paths if each.peer != TOR]
+    after = desired(replace(base, offers=offers_of(rest)))
+    for nlri, outcome in before.remote.outcomes.items():
+        if outcome.hops in moves:
+            TURNED.append(nlri)
+            assert after.remote.outcomes[nlri].hops == moves[outcome.hops]
+
+
+TURNED: list[bytes] = []
+
+
+def test_something_was_turned():
+    """Else the test above has compared nothing."""
+    assert len(TURNED) > 20
 
 
 def test_other_rules_are_other_decisions():

@@ -552,3 +552,33 @@ async def test_a_next_hop_that_went_with_its_session_is_left_before_anything_els
     node.fib.fail_next("read", OSError("disturbed"))
     assert await node.loop.run_pass()
     assert node.fib.table[REMOTE, METRIC][1] == (NextHop("uplink0", other),)
+
+
+async def test_a_lost_session_is_turned_away_from_while_a_pass_is_under_way(node: Node):
+    """To what another peer says, of worse preference; no pass is waited for."""
+    tor2, other = ip_address("172.30.1.0"), ip_address("172.30.1.9")
+    node.fib.state["uplink1"] = LinkState(
+        "uplink1", 4, True, 1500, (ip_interface("172.30.1.1/24"),)
+    )
+    await node.started()
+    await node.store.create(BGPPeerResource(Meta("tor2"), tor2, 64512))
+    await node.loop.run_pass()
+    node.world.up(tor2)
+    for prefix in (REMOTE, DEFAULT):
+        node.world.neighbor(tor2).sends[prefix] = Path(
+            tor2, prefix, other, (64512, 64999), 2, Origin.IGP
+        )
+    await node.loop.run_pass()
+    assert node.fib.table[REMOTE, METRIC][1] == (NextHop("uplink0", TOR),), "the shorter path"
+    node.speaker.take_lost_peers()
+    node.speaker.take_lost_next_hops()
+    watching = asyncio.create_task(node.loop.watch_losses())
+    try:
+        node.world.down(TOR)
+        node.loop.kick(f"bgp:session_down:{TOR}")
+        await eventually(
+            lambda: node.fib.table[REMOTE, METRIC][1] == (NextHop("uplink1", other),),
+            what="the other next hop, without a pass",
+        )
+    finally:
+        watching.cancel()
