@@ -268,7 +268,7 @@ class UpdateDecoder:
         that we do not know."""
         reach = parts.reach or b""
         family = _FAMILIES.get(reach[:3])
-        if family is None or len(reach) < 5 + reach[3]:
+        if family is None or len(reach) < 5 or len(reach) < 5 + reach[3]:
             return None
         head = reach[: 5 + reach[3]]
         judged = self._judged(peer, attributes, head[4:-1], family)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 
 from cni.attachment import Address, Attachment, PodRef
 
@@ -130,7 +130,10 @@ def decode_alias(alias: str) -> AliasRecord | None:
         raise AliasError(f"link alias {alias!r} has our tag but not our form")
     _, _, network, container_id, ifname, v4, v6, pod_text = parts
     try:
-        addresses = tuple(ip_address(text) for text in (v4, v6) if text != "-")
+        # By family: one in the other's place would be written back as another alias.
+        addresses = tuple(
+            make(text) for make, text in ((IPv4Address, v4), (IPv6Address, v6)) if text != "-"
+        )
     except ValueError as error:
         raise AliasError(f"link alias {alias!r}: {error}") from None
     namespace, slash, name = pod_text.partition("/")

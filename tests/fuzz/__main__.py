@@ -35,18 +35,25 @@ def main() -> int:
     parser.add_argument("--only", default="", help="targets, comma-separated")
     parser.add_argument("--keep", action="store_true", help="renew tests/fuzz/corpus")
     parser.add_argument("--document", type=Path, help="put the table into this file")
+    parser.add_argument(
+        "--results", type=Path, help="a file that remembers targets from one run to the next"
+    )
     arguments = parser.parse_args()
     names = [name for name in arguments.only.split(",") if name] or list(TARGETS)
     targets = [TARGETS[name] for name in names]
     weights = sum(target.weight for target in targets)
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
+    if arguments.results is not None and arguments.results.exists():
+        results = json.loads(arguments.results.read_text())
     for target in targets:
         cases = max(200, -(-arguments.cases * target.weight // weights))
         results[target.name] = campaign(target, cases, keep=arguments.keep)
         print(line_of(target, results[target.name]), flush=True)  # noqa: T201
         for where, found in results[target.name]["findings"].items():
             print(f"  {where}: {found['what']}\n    {found['input'][:400]}")  # noqa: T201
-    table = table_of(targets, results)
+        if arguments.results is not None:
+            arguments.results.write_text(json.dumps(results))
+    table = table_of([TARGETS[name] for name in TARGETS if name in results], results)
     print(f"\n{table}")  # noqa: T201
     if arguments.document is not None:
         put_into(arguments.document, table)

@@ -11,7 +11,8 @@ from typing import Any
 from bgp import exabgp_api as api
 from bgp.conversation import Conversation, ConversationLost
 from bgp.exabgp_conf import announced_in
-from bgp.paths import Family, Path, Update
+from bgp.nlri import prefix_of
+from bgp.paths import Family, Path, RouteBatch, Update
 from bgp.update_decoder import UpdateDecoder
 from tests.fakes import bgp_wire as wire
 from tests.fuzz.draw import Draw
@@ -51,14 +52,19 @@ def check_events(events: Any) -> int:
     """How many routes of it could be used."""
     usable = 0
     for event in events:
-        if not isinstance(event, Update):
+        if not isinstance(event, Update | RouteBatch):
             continue
-        for path in event.announced:
+        if isinstance(event, Update):
+            paths = list(event.announced)
+        else:
+            # A key with bits beyond its length is no prefix: prefix_of would raise.
+            found = [(prefix_of(nlri), said) for nlri, said in event.routes.items()]
+            paths = [said.path(prefix) for prefix, said in found if said is not None]
+        for path in paths:
             check_path(path)
-            usable += 1
-        for rejection in event.rejected:
-            if not rejection.reason:
-                raise Broken("a rejection without a reason")
+        usable += len(paths)
+        if not all(rejection.reason for rejection in event.rejected):
+            raise Broken("a rejection without a reason")
     return usable
 
 
@@ -198,13 +204,36 @@ def _framed(body: bytes) -> bytes:
 
 
 def update_decoder(data: bytes) -> bool:
-    """UPDATEs as the tuned ExaBGP hands them on; the first byte says of what kind of session."""
+    """UPDATEs as the tuned ExaBGP hands them on; the first byte says of what kind of session.
+
+    A decoder that remembers all the cases before says what a new one says.
+    """
     decoder = _DECODERS.setdefault("one", UpdateDecoder())
+    is_ebgp = bool(data[:1] > b"\x7f")
+    said = [_in_words(each, data[1:], is_ebgp) for each in (decoder, UpdateDecoder())]
+    if said[0] != said[1]:
+        raise Broken(f"remembered {said[0]}, anew {said[1]}")
+    return any("Path(" in each for each in said[0])
+
+
+def _in_words(decoder: UpdateDecoder, raw: bytes, is_ebgp: bool) -> list[str]:
+    events: list[Any] = []
+    words: list[str] = []
     try:
-        events = list(decoder.decode(PEER, data[1:], is_ebgp=bool(data[:1] > b"\x7f")))
-    except api.ProtocolError:
-        return False
-    return check_events(events) > 0
+        events.extend(decoder.decode(PEER, raw, is_ebgp=is_ebgp))
+    except api.ProtocolError as error:
+        words.append(str(error))
+    check_events(events)
+    for event in events:
+        if isinstance(event, RouteBatch):
+            routes = sorted(event.routes.items())
+            words += [
+                f"{prefix_of(nlri)}: {said and said.path(prefix_of(nlri))}" for nlri, said in routes
+            ]
+            words += sorted(map(str, event.rejected))
+        else:
+            words.append(str(event))
+    return words
 
 
 _DECODERS: dict[str, UpdateDecoder] = {}
@@ -281,6 +310,7 @@ TARGETS = (
         exabgp_line,
         lines,
         tuple(word.encode() for word in WORDS),
+        weight=15,
     ),
     Target(
         "exabgp-event",
@@ -295,10 +325,14 @@ TARGETS = (
         conversation,
         conversation_seeds,
         tuple(word.encode() for word in WORDS),
+        weight=5,
     ),
-    Target("update-decoder", "UPDATEs as bytes", update_decoder, update_seeds),
+    Target("update-decoder", "UPDATEs as bytes", update_decoder, update_seeds, weight=15),
     Target(
-        "update-fields", "UPDATEs of attributes that are mostly right", update_fields, field_seeds
+        "update-fields",
+        "UPDATEs of attributes that are mostly right",
+        update_fields,
+        field_seeds,
     ),
     Target(
         "conf-file",
@@ -306,5 +340,6 @@ TARGETS = (
         conf_file,
         conf_seeds,
         (b"neighbor ", b"route ", b" next-hop self"),
+        weight=15,
     ),
 )

@@ -380,6 +380,7 @@ TARGETS = (
         control_socket,
         control_seeds,
         (b'"view"', b'"arguments"'),
+        weight=15,
     ),
     Target(
         "recorded-del",
@@ -387,6 +388,7 @@ TARGETS = (
         recorded_del,
         recorded_seeds,
         (b"CNI_COMMAND=DEL",),
+        weight=5,
     ),
     Target(
         "cooldown-file",
@@ -394,14 +396,21 @@ TARGETS = (
         cooldown_file,
         cooldown_seeds,
         (b"slash32-cooldown 1 b\n",),
+        weight=5,
     ),
     Target(
-        "link-alias", "the alias of a link in the kernel", link_alias, alias_seeds, (b"slash32|1|",)
+        "link-alias",
+        "the alias of a link in the kernel",
+        link_alias,
+        alias_seeds,
+        (b"slash32|1|",),
+        weight=20,
     ),
     Target(
         "pod-annotations",
         "the annotations of a pod and of its namespace",
         pod_annotations,
         pod_seeds,
+        weight=15,
     ),
 )

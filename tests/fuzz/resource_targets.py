@@ -222,6 +222,7 @@ TARGETS = (
         resource_text,
         text_seeds,
         (b"kind: ", b"spec:\n", b"apiVersion: slash32.io/v1"),
+        weight=6,
     ),
     Target(
         "selector",
@@ -229,6 +230,7 @@ TARGETS = (
         selector,
         selector_seeds,
         (b" in {", b"has(", b" && ", b" || ", b"starts with"),
+        weight=15,
     ),
     Target(
         "cache-bytes",
@@ -236,6 +238,13 @@ TARGETS = (
         cache_bytes,
         cache_seeds,
         (b"slash32-cache 1 ",),
+        weight=15,
     ),
-    Target("cache-body", "a damaged cache whose checksum holds", cache_body, body_seeds),
+    Target(
+        "cache-body",
+        "a damaged cache whose checksum holds",
+        cache_body,
+        body_seeds,
+        weight=3,
+    ),
 )

@@ -59,6 +59,7 @@ def test_a_foreign_alias_is_nobodys_record(alias):
         "slash32|2|net|c0ffee|eth0|10.244.0.1|-|",
         "slash32|1|net|c0ffee|eth0|10.244.0.300|-|",
         "slash32|1|net|c0ffee|eth0||-|",
+        "slash32|1|net|c0ffee|eth0|fd00::1|10.244.0.1|",
     ],
 )
 def test_our_tag_in_another_form_is_an_error_that_shows_it(alias):

@@ -182,3 +182,12 @@ def test_a_length_that_leads_out_is_refused():
     """Rather than read what is not there."""
     with pytest.raises(ProtocolError):
         decoded(b"\0\0\0\x09@")
+
+
+def test_an_mp_reach_that_ends_before_its_next_hop_is_refused():
+    """ExaBGP ends the session before; the decoder does not rest on it."""
+    for size in range(5):
+        short = attribute(14, b"\0\2\1\0\0"[:size], 0x80)
+        (event,) = decoded(update(attributes=short + path_attributes(64512, next_hop=None)))
+        assert isinstance(event, Update)
+        assert [each.reason for each in event.rejected] == ["unknown-family"]
