@@ -3,6 +3,7 @@
 #   make demo     a lab of three nodes and a router: proves that packets cross, cleans up (root)
 #   make test     ruff, mypy --strict, import-linter and every test (root)
 #   make chaos    the fault matrix: break it on purpose, with numbers; ROWS=R1,L (root)
+#   make soak     20,000 ADD/DEL and 200 killed agents: what grows; SOAK_ARGS=... (root)
 #   make fuzz     everything that reads what others wrote, under atheris; see docs/fuzzing.md
 #   make bench-cni  ours beside ptp + host-local, in one run (root)
 #   make interop  our sessions beside real BIRD, FRR, GoBGP and OpenBGPD; writes docs/interop.md (root)
@@ -60,6 +61,11 @@ test: lint
 # ROWS=R1,L,K2: those rows and whole groups. CHAOS_ARGS='--document docs/reliability.md' keeps it.
 chaos: setup-dev
 	$(VENV)/bin/python -m lab.chaos --rows '$(ROWS)' $(CHAOS_ARGS)
+
+.PHONY: soak
+# SOAK_ARGS='--pairs 2000 --restarts 20', or '--document docs/soak.md' to keep it.
+soak: setup-dev
+	nice -n 10 $(VENV)/bin/python -m lab.soak $(SOAK_ARGS)
 
 .PHONY: fuzz
 FUZZ_CASES ?= 100000
