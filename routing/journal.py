@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import structlog
 
 from routing.changes import Entry, SessionMark, changes, marks_of
 from routing.report import PassReport
-from routing.routes import Address
+from routing.routes import Address, RouteKey
 
 log = structlog.get_logger("routing.journal")
 
@@ -72,7 +73,9 @@ class Journal:
         now_s: float,
     ) -> None:
         try:
-            entries = list(changes(before, after, was, marks))
+            entries = [
+                as_found(entry, before, after, was) for entry in changes(before, after, was, marks)
+            ]
         except Exception as error:
             # A future would swallow it.
             log.exception("journal_failed", error=str(error))
@@ -106,6 +109,31 @@ class Journal:
             os.close(descriptor)
         if size + len(raw) > self._max_bytes:
             os.replace(self._path, _older(self._path))
+
+
+def as_found(
+    entry: Entry,
+    before: PassReport,
+    after: PassReport,
+    sessions_before: Mapping[Address, SessionMark],
+) -> Entry:
+    """The entry, with the action ``found`` where a new agent met what was there already.
+
+    An agent that starts knows nothing, and to it everything is new: a session that its predecessor
+    left up, a route that the kernel held. To who asks what has changed, nothing has. Pure.
+    """
+    kind, action = entry["kind"], entry["action"]
+    is_first = not before.passes
+    if (kind, action) == ("session", "up"):
+        is_found = ip_address(entry["peer"]) not in sessions_before
+    elif (kind, action) == ("route", "created"):
+        # A pod's route is written by its ADD, before any pass: there that is no sign.
+        key = RouteKey(ip_network(entry["prefix"]))
+        is_held = after.actual.get(key) == after.desired.routes.get(key)
+        is_found = is_held and (is_first or entry.get("of") == "remote")
+    else:
+        is_found = is_first and (kind, action) == ("announcement", "announced")
+    return {**entry, "action": "found"} if is_found else entry
 
 
 def _older(path: Path) -> Path:

@@ -145,9 +145,7 @@ class Releases:
             sentence = f"the report names another holder; now it is {words}"
             return self._row(asked, Outcome.REFUSED, sentence, words)
         if linked and not asked.force:
-            return self._row(
-                asked, Outcome.REFUSED, f"{words} has it on a link that is there", words
-            )
+            return self._row(asked, Outcome.REFUSED, f"{words} has it", words)
         if not asked.is_meant:
             cut = "; its link goes with it, and the pod has no network then" if linked else ""
             return self._row(asked, Outcome.WOULD, f"held by {words}{cut}", words)

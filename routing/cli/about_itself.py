@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 
 import click
@@ -10,15 +9,21 @@ import click
 
 @click.command()
 @click.option(
-    "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json", "yaml"]),
+    default="table",
+    show_default=True,
 )
 def version(output: str) -> None:
     """Versions of slash32, Python and ExaBGP."""
     from routing.cli.main import version as own
 
     found = {"slash32": own(), "python": platform.python_version(), "exabgp": _exabgp()}
-    if output == "json":
-        click.echo(json.dumps(found, indent=2))
+    if output != "table":
+        from routing.cli.output import show_document
+
+        show_document(found, output)
     else:
         for name, number in found.items():
             click.echo(f"{name:<8} {number}")

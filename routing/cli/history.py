@@ -57,7 +57,8 @@ def history(
 ) -> None:
     """Every change of routes, sessions and announcements, oldest first, with its reason.
 
-    With PREFIX (or an address) only what concerns it. The journal is bounded: about 20,000 changes
+    With PREFIX (or an address) only what concerns it. `found` is what a new agent met as it was.
+    The journal is bounded: about 20,000 changes
     a node; it is read from disk, so that a dead agent's is there too.
     """
     seconds = parse_duration(since)
@@ -142,7 +143,8 @@ def net_changes(entries: Iterable[Mapping[str, Any]]) -> list[Entry]:
     last. A thing that is as it was is left out."""
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for entry in sorted(entries, key=lambda each: each["at"]):
-        if entry["kind"] == "journal":
+        if entry["kind"] in ("journal", "agent") or entry["action"] == "found":
+            # A new agent's first look changes nothing.
             continue
         keys = ("node", "kind", "prefix", "peer", "what")
         groups.setdefault(tuple(str(entry.get(key, "")) for key in keys), []).append(entry)

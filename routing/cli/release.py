@@ -224,7 +224,7 @@ class Releasing:
             return [_row("", wanted.what, "unknown", "nobody holds it, and no block has it")]
         (node,) = nodes
         if node not in facts.by_node:
-            self.silent[node] = facts.silent.get(node, "it is no node that was asked")
+            self.silent[node] = facts.silent.get(node, "it was not asked (-A asks every node)")
             return []
         row = ask_node(
             self._where,

@@ -435,7 +435,10 @@ def _add_inside(chain: Chain, pod: PodFacts, prefix: str) -> None:
         )  # fmt: skip
         return
     gateway = pod.gateway
-    words = f"{pod.address}, default route" + (f", gateway {gateway.state}" if gateway else "")
+    words = f"{pod.address}, default route"
+    if gateway is not None:
+        # "none": the pod has not asked for it yet, and knows nothing against it.
+        words += f", gateway {'not asked yet' if gateway.state == 'none' else gateway.state}"
     if gateway is not None and gateway.state in _DEAD:
         chain.wrong(
             prefix + "pod", where, title,

@@ -43,6 +43,9 @@ header { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; align-items: baselin
 .scroll svg.heat { width: 100%; height: auto; min-width: 30rem; max-width: 46rem; padding: .5rem; }
 .events { max-height: 24rem; overflow-y: auto; }
 td.words { overflow-wrap: anywhere; }
+@media (max-width: 44rem) { .events thead { display: none; } .events tr { display: block;
+ padding: .3rem 0; border-bottom: 1px solid var(--rule); } .events td { display: inline-block;
+ border: 0; padding: .1rem .6rem; } .events td.words { display: block; min-width: 0; } }
 """
 )
 

@@ -15,7 +15,7 @@ from routing.changes import SessionMark, changes
 from routing.delta import Failure
 from routing.desired import Desired
 from routing.import_policy import RejectedPath
-from routing.journal import Journal, read_journal
+from routing.journal import Journal, as_found, read_journal
 from routing.report import Held, PassReport
 from routing.routes import NextHop, Route, RouteKey, RouteKind
 
@@ -191,3 +191,29 @@ def test_entries_are_as_published():
         *told(report(learned()), report(Desired()), now=DOWN),
     ]
     jsonschema.validate([{"at": 1.5, "node": "node1", **each} for each in entries], schema)
+
+
+def test_what_a_new_agent_finds_is_no_change(tmp_path: FilePath):
+    """A session that is up, a route that the kernel holds: found, not up and created. The control
+    is the same with a kernel that holds nothing, and a session that was seen before."""
+
+    def actions(kernel: dict[Any, Any], *, passes: int, was: Any) -> list[str]:
+        before = report(Desired(), passes=passes, actual={})
+        after = report(learned(), actual=kernel)
+        return [
+            as_found(entry, before, after, was)["action"]
+            for entry in changes(before, after, was, UP)
+        ]
+
+    assert actions({KEY: ROUTE}, passes=1, was={}) == ["found", "found"]
+    assert actions({}, passes=1, was=DOWN) == ["up", "created"]
+
+
+def test_an_announcement_of_the_first_pass_is_found():
+    """Of a later one it is news."""
+    desired = Desired(advertisements={(TOR, PREFIX): Advertisement(PREFIX)}, peers={})
+    for passes, action in ((0, "found"), (1, "announced")):
+        before, after = report(Desired(), passes=passes), report(desired)
+        assert [
+            as_found(entry, before, after, UP)["action"] for entry in changes(before, after, UP, UP)
+        ] == [action]
