@@ -18,12 +18,12 @@ Nothing else of ours is imported, and nothing of ours imports this.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import inspect
 import os
 import sys
+import types
 from typing import Any
 
 VERSION = "5.0.15"
@@ -45,6 +45,8 @@ def fingerprint(name: str) -> str:
     Raises:
         Mismatch: there is no such function, or no source of it.
     """
+    import hashlib
+
     module, _, path = name.partition(":")
     try:
         found: Any = importlib.import_module(module)
@@ -100,8 +102,20 @@ def tune() -> str:
     return TUNED
 
 
+def _leave_out() -> None:
+    """Not loaded, for nothing here needs them: OpenSSL, which asyncio and hashlib ask for and do
+    without when there is none, and the debugger that ``exabgp.debug.pdb`` would start. 5 MiB."""
+    if os.environ.get("SLASH32_EXABGP", TUNED) == STOCK:
+        return
+    for name in ("ssl", "_hashlib"):
+        # The documented way to say that there is none.
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+    sys.modules.setdefault("pdb", types.ModuleType("pdb"))
+
+
 def main() -> int:
     """ExaBGP's own command line, on the changed ExaBGP."""
+    _leave_out()
     mode = tune()
     if mode != TUNED:
         sys.stderr.write(f"slash32 speaker: ExaBGP runs {mode}\n")

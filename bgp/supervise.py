@@ -1,5 +1,10 @@
 """Runs ExaBGP for ``slash32 speaker``: waits for the configuration, starts it, starts it again.
 
+    python3 -IS supervise.py exabgp.conf
+
+``slash32 speaker`` becomes this (``become``), without the command line's libraries: it is there for
+as long as the node is, and needs none of them.
+
 It is a process of its own so that the agent can be replaced without touching BGP, and it has no
 opinion: which peers there are is written in exabgp.conf, by the agent.
 
@@ -19,9 +24,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import NoReturn
 
-TUNED = str(Path(__file__).with_name("exabgp_tuned.py").resolve())
+HERE = os.path.dirname(os.path.realpath(__file__))
+TUNED = os.path.join(HERE, "exabgp_tuned.py")
 """Run by its path: it must not see our package."""
 CONF_POLL_S = 0.1
 BACKOFF_FIRST_S = 0.2
@@ -79,6 +85,18 @@ def exabgp_environment(inherited: Mapping[str, str]) -> dict[str, str]:
         "exabgp.bgp.passive": "false",
         "exabgp.cache.attributes": "true",
     }
+
+
+def become(conf_path: str) -> NoReturn:
+    """Ends what this process was and makes it ``supervise(conf_path)`` and nothing else.
+
+    Raises:
+        OSError: this interpreter cannot be started again.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    argv = [sys.executable, "-IS", os.path.join(HERE, "supervise.py"), conf_path]
+    os.execv(sys.executable, argv)  # noqa: S606 - no shell is wanted
 
 
 def supervise(conf_path: str, *, command: Sequence[str] | None = None) -> int:
@@ -178,3 +196,7 @@ def _stop_within(timeout_s: float | None) -> bool:
 def _say(sentence: str) -> None:
     sys.stderr.write(f"slash32 speaker: {sentence}\n")
     sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(supervise(sys.argv[1]))

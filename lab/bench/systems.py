@@ -21,7 +21,8 @@ from routing.datastore.resources import parse_resources
 ASN, PEER_ASN = 64601, 64512
 STOP_DEADLINE_S = 10.0
 _ROLES = {
-    "exabgp_tuned.py": "exabgp", "bridge.py": "bridge", "agent": "agent", "speaker": "supervisor",
+    "exabgp_tuned.py": "exabgp", "bridge.py": "bridge", "supervise.py": "supervisor",
+    "agent": "agent",
 }  # fmt: skip
 """What is on the command line of each of ours."""
 

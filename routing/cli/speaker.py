@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
@@ -18,6 +17,6 @@ def speaker(run_dir: Path) -> None:
     Restarting the agent does not concern it. Stopping it ends the BGP sessions; peers that speak
     graceful restart keep the routes for a while.
     """
-    from bgp.supervise import supervise
+    from bgp.supervise import become
 
-    sys.exit(supervise(str((run_dir / "exabgp.conf").absolute())))
+    become(str((run_dir / "exabgp.conf").absolute()))

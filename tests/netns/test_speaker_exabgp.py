@@ -102,6 +102,28 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+async def test_stock_exabgp_does_all_that_a_node_needs(
+    routers: Routers, node: RealSpeakers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With none of our changes: it learns and announces, hears what changes, and the agent can be
+    replaced. What an operator gets who sets SLASH32_EXABGP, or has another ExaBGP than ours."""
+    monkeypatch.setenv("SLASH32_EXABGP", "stock")
+    peer = await settled(routers, node)
+    assert node.speaker.exabgp_mode == "stock: by setting"
+
+    routers.send(1, [LEARNED, "10.9.2.0/26"])
+    learned = {(peer.address, ip_network(each)) for each in (LEARNED, "10.9.2.0/26")}
+    await eventually(lambda: set(node.speaker.paths()) == learned, what="the change")
+
+    speaker = await node.restart_agent()
+    await speaker.set_peers({peer.address: peer})
+    await eventually(lambda: set(speaker.paths()) == learned, what="read back")
+    assert BLOCK in {prefix for _, prefix in await speaker.adj_rib_out()}
+    await speaker.apply(diff({}, await speaker.adj_rib_out()))
+    await eventually(lambda: str(BLOCK) not in routers.birds[1].routes("node"), what="withdrawn")
+    assert routers.birds[1].sessions_so_far("node") == 1
+
+
 @pytest.mark.parametrize("kill", [True, False], ids=["SIGKILL", "SIGTERM"])
 async def test_exabgp_ends_and_another_takes_its_place(
     kill: bool, routers: Routers, node: RealSpeakers

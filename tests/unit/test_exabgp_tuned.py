@@ -69,3 +69,19 @@ def test_a_function_that_is_gone_is_a_mismatch():
     tuned = load("exabgp_tuned")
     with pytest.raises(tuned.Mismatch, match=r"Peer\.nosuch"):
         tuned.fingerprint("exabgp.reactor.peer:Peer.nosuch")
+
+
+@pytest.mark.parametrize(("mode", "is_loaded"), [("tuned", False), ("stock", True)])
+def test_openssl_and_the_debugger_are_left_out_of_the_tuned_one(mode, is_loaded):
+    """Five MiB for nothing on every node; stock is ExaBGP as it comes."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-X", "importtime", TUNED, "version"],
+        env=os.environ | {"SLASH32_EXABGP": mode},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert ("_ssl" in loaded) is is_loaded
+    assert ("bdb" in loaded) is is_loaded
