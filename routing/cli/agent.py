@@ -94,6 +94,9 @@ def agent(
 
     Stopping it leaves pods, routes and BGP sessions as they are.
     """
+    from routing.allocation import settle_allocation
+
+    settle_allocation()
     from routing.agent import AlreadyRunning, run_agent
     from routing.telemetry import configure_logging
 
