@@ -42,10 +42,15 @@ def is_network_namespace(fd: int) -> bool:
         return False
 
 
+def identity(fd: int) -> tuple[int, int]:
+    """What tells a namespace from every other that lives at the same time."""
+    status = os.fstat(fd)
+    return (status.st_dev, status.st_ino)
+
+
 def is_same_namespace(first_fd: int, second_fd: int) -> bool:
     """Whether two namespace descriptors are the same namespace."""
-    first, second = os.fstat(first_fd), os.fstat(second_fd)
-    return (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
+    return identity(first_fd) == identity(second_fd)
 
 
 class inside:  # noqa: N801 - reads as what it does

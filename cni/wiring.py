@@ -36,9 +36,9 @@ from cni.netlink import NetlinkSocket
 from cni.netns import (
     PROC_SYS_NET,
     Sysctls,
+    identity,
     inside,
     is_network_namespace,
-    is_same_namespace,
     own_netns,
 )
 from cni.podlink import GATEWAY_V6, HOST_MAC, AliasError, AliasRecord, PodLink, decode_alias
@@ -137,6 +137,7 @@ class KernelWiring:
         with ExitStack() as stack:
             self._home_fd = own_netns() if netns_fd is None else os.dup(netns_fd)
             stack.callback(os.close, self._home_fd)
+            self._home = identity(self._home_fd)
             self._socket = stack.enter_context(NetlinkSocket(netns_fd=netns_fd))
             # Of its own: whoever reads a thousand links in a thread must not keep an ADD waiting.
             self._reader = stack.enter_context(NetlinkSocket(netns_fd=netns_fd))
@@ -155,7 +156,7 @@ class KernelWiring:
         """What is wrong with ``netns_fd`` as a pod's namespace, or None."""
         if not is_network_namespace(netns_fd):
             return "is not a network namespace"
-        if is_same_namespace(netns_fd, self._home_fd):
+        if identity(netns_fd) == self._home:
             return "is the namespace of the host itself"
         return None
 
@@ -402,7 +403,7 @@ class KernelWiring:
     def _refuse_bad_namespace(self, netns_fd: int) -> None:
         if not is_network_namespace(netns_fd):
             raise NamespaceGone(f"descriptor {netns_fd} is not a network namespace")
-        if is_same_namespace(netns_fd, self._home_fd):
+        if identity(netns_fd) == self._home:
             raise OwnNamespace("the pod's network namespace is the host's own")
 
     def _refuse_bad_link(self, link: PodLink) -> None:

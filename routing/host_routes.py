@@ -13,6 +13,7 @@ from cni.attachment import Attachment
 from cni.podlink import PodLink
 from routing.delta import Delta
 from routing.fib import Fib
+from routing.route_table import RouteTable
 from routing.routes import Address, NextHop, Route, RouteKey, host_prefix, next_hops_text
 
 
@@ -52,9 +53,9 @@ class HostRoutes:
     async def _refuse_taken(self, routes: Mapping[RouteKey, Route]) -> None:
         """The driver brings a route of ours to what is wanted; here that would take the address
         from a pod that has it. The last pass knows enough to ask the kernel only then."""
-        known, read = self.ensured, self._last_read()
+        known, read = self.ensured, RouteTable.of(self._last_read())
         for key, route in routes.items():
-            there = known.get(key) or read.get(key)
+            there = known.get(key) or read.find(key)
             if there is not None and there != route:
                 break
         else:

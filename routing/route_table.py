@@ -60,14 +60,19 @@ class RouteTable(Mapping[RouteKey, Route]):
         return table
 
     def __getitem__(self, key: RouteKey) -> Route:
+        route = self.find(key)
+        if route is None:
+            raise KeyError(key)
+        return route
+
+    def find(self, key: RouteKey) -> Route | None:
+        """The route of ``key``, or None. A mapping's own ``get`` raises and catches an error first;
+        every ADD asks twice for what is not there."""
         route = self.single.get(key)
-        if route is not None:
-            return route
-        if is_ours(key):
+        if route is None and self.grouped and is_ours(key):
             hops = self.grouped.get(nlri_of(key.prefix))
-            if hops is not None:
-                return Route(key, hops)
-        raise KeyError(key)
+            return None if hops is None else Route(key, hops)
+        return route
 
     def __iter__(self) -> Iterator[RouteKey]:
         yield from list(self.single)
@@ -111,7 +116,7 @@ class RouteTable(Mapping[RouteKey, Route]):
 
     def drop(self, key: RouteKey) -> None:
         """Removes one, if it is there."""
-        if self.single.pop(key, None) is None and is_ours(key):
+        if self.single.pop(key, None) is None and self.grouped and is_ours(key):
             self.grouped.pop(nlri_of(key.prefix), None)
 
 

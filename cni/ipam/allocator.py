@@ -49,7 +49,7 @@ from cni.ipam.choice import (
 from cni.ipam.claiming import Claiming
 from cni.ipam.claims import Claims, no_record
 from cni.ipam.cooldown import CooldownFile
-from cni.ipam.holdings import AddressConflict, Holdings
+from cni.ipam.holdings import AddressConflict, Holdings, OwnedBlock
 from cni.ipam.pool import IPPool, Prefix
 from cni.ipam.requested import AddressRefused, pool_of, refuse_change
 
@@ -91,6 +91,8 @@ class Allocator:
         self._seen_pools: Sequence[IPPool] = []
         self._seen_families: list[int] = []
         self._seen_assignable: dict[int, list[IPPool]] = {version: [] for version in FAMILIES}
+        self._seen_blocks: dict[int, list[OwnedBlock]] = {}
+        self._seen_changes = -1
         self._starved: dict[str, str] = {}
         """Pools that an assignment was refused for: name -> the refusal."""
         self._locks = {version: asyncio.Lock() for version in FAMILIES}
@@ -386,8 +388,25 @@ class Allocator:
     def _free(self, version: int, names: Names = ()) -> Address | None:
         """The address that blocks of ours would give next."""
         now_s = self._clock()
-        blocks = self._holdings.blocks_of(self._assignable(version, names))
-        return next((a for o in blocks if (a := o.usage.peek(now_s))), None)
+        for owned in self._blocks_for(version, names):
+            address = owned.usage.peek(now_s)
+            if address is not None:
+                return address
+        return None
+
+    def _blocks_for(self, version: int, names: Names) -> list[OwnedBlock]:
+        """Those of ours that an address may come from, in order; unasked, found out once for each
+        change of pools and blocks."""
+        pools = self._assignable(version, names)
+        if names:
+            return self._holdings.blocks_of(pools)
+        if self._seen_changes != self._holdings.changes:
+            self._seen_changes = self._holdings.changes
+            self._seen_blocks.clear()
+        blocks = self._seen_blocks.get(version)
+        if blocks is None:
+            blocks = self._seen_blocks[version] = self._holdings.blocks_of(pools)
+        return blocks
 
     def _families(self, names: NamesByFamily, requested: tuple[Address, ...]) -> list[int]:
         pools = self._pools()
@@ -408,6 +427,7 @@ class Allocator:
     def _see(self, pools: Sequence[IPPool]) -> None:
         """Works out what most ADDs ask of the pools, once for each change of them."""
         self._seen_pools = list(pools)
+        self._seen_blocks.clear()
         self._seen_families = families_of(pools)
         self._seen_assignable = {
             version: assignable(pools, version=version, names=(), node=self._node)

@@ -58,6 +58,8 @@ class Holdings:
         self._clock = clock
         self._cooldown_s = cooldown_s
         self.owned: dict[Prefix, OwnedBlock] = {}
+        self.changes = 0
+        """How often blocks have come or gone, for who remembers what ``blocks_of`` said."""
         self._in_order: dict[int, tuple[list[int], list[OwnedBlock]]] = {}
         self.leaving: dict[Prefix, Block] = {}
         self.unconfirmed: dict[Prefix, str] = {}
@@ -181,6 +183,7 @@ class Holdings:
         owned = self.owned.get(block.cidr)
         if owned is not None:
             owned.block = block
+            self.changes += 1
             return
         usage = BlockUsage(block.cidr, self._cooldown_s)
         for address, attachment in self.holders.items():
@@ -190,11 +193,13 @@ class Holdings:
             usage.rest(address, self._outside_s.pop(address))
         self.owned[block.cidr] = OwnedBlock(block, usage)
         self._in_order.clear()
+        self.changes += 1
         log.info("block_owned", block=str(block.cidr), pool=block.pool, used=len(usage.used))
 
     def disown(self, cidr: Prefix) -> OwnedBlock | None:
         """Takes a block out of use; None when it was not in use."""
         self._in_order.clear()
+        self.changes += 1
         return self.owned.pop(cidr, None)
 
     def lose(self, cidr: Prefix, reason: str) -> None:

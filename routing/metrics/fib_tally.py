@@ -107,7 +107,7 @@ class FibTally:
         """What ``has_applied`` comes to for a pod's route, which every ADD and DEL brings."""
         for key, route in delta.create.items():
             self._count("create", OK, 1)
-            if key not in self._undone and self._before.get(key) == route:
+            if key not in self._undone and self._before.find(key) == route:
                 self.drift["create"] = self.drift.get("create", 0) + 1
             if self._is_mine:
                 self._table.put(route)
