@@ -11,7 +11,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -246,8 +246,11 @@ class Lab:
         command = [*self.wrappers.get("speaker", ()), *slash32_command("speaker", *arguments)]
         self._start(f"speaker-{node.name}", command, node)
 
-    def start_agent(self, node: Machine) -> None:
-        """A node's agent, at first or after the one before has ended."""
+    def start_agent(self, node: Machine, *, wrapper: Sequence[str] = ()) -> None:
+        """A node's agent, at first or after the one before has ended.
+
+        ``wrapper``: a command that runs it, such as one with another view of /proc.
+        """
         paths = self.paths
         paths.state_dir(node.name).mkdir(parents=True, exist_ok=True)
         arguments = ["--run-dir", str(paths.run_dir(node.name)), "--node", node.name]

@@ -16,12 +16,13 @@ from typing import Any
 
 from lab import runtime
 from lab.chaos.rows import Row, Stage, Verdict
-from lab.chaos.watch import Watch
+from lab.chaos.watch import Flow, Watch
 from lab.chaos.world import World
 from lab.plan import API_PORT, LabFailure
 
 AWAY_S = 600.0
 DETECT_S = 70.0
+LAST_GOOD_S = 600.0
 SLOW_LIST_S = 10.0
 MANY = 1_000_000
 POOLS = "/apis/slash32.io/v1/ippools"
@@ -325,11 +326,94 @@ def definitions_removed(world: World, verdict: Verdict) -> None:
     _zero(world, verdict, watch)
 
 
-def _tells_of(world: World, text: str) -> bool:
+def _tells_of(world: World, text: str, *, node: str = "") -> bool:
+    """Whether every node, or that one, has a finding with a text in it."""
     with suppress(LabFailure):
-        findings = [world.lab.ask(node, "status")["findings"] for node in world.nodes]
-        return all(text in str(each) for each in findings)
+        asked = [node] if node else world.nodes
+        findings = [world.lab.ask(each, "status")["findings"] for each in asked]
+        return all(any(text in finding for finding in each) for each in findings)
     return False
+
+
+def node_made_again(world: World, verdict: Verdict) -> None:
+    """A Node object is deleted and made again, with another uid, while its agent runs."""
+    path, blocks = "/api/v1/nodes/node3", _blocks(world)
+    before = world.api(path)
+    with world.watching(*world.flows(), _flow_to(world, "node3")) as watch:
+        world.api(path, method="DELETE")
+        told_s = world.wait(
+            lambda: _tells_of(world, "is gone from the store", node="node3"), "the agent to tell"
+        )
+        world.for_seconds(3.0)
+        metadata = {k: before["metadata"].get(k) for k in ("name", "labels", "annotations")}
+        world.api("/api/v1/nodes", {**before, "metadata": metadata})
+        world.api(f"{path}/status", {"status": before.get("status", {})}, method="PATCH")
+        world.settled()
+    after = world.api(path)["metadata"]["uid"]
+    verdict.note(f"told after {told_s:.1f} s")
+    _zero(world, verdict, watch)
+    verdict.must(after != before["metadata"]["uid"], "the Node has its old uid")
+    verdict.must(_blocks(world) == blocks, "other blocks than before")
+
+
+def _flow_to(world: World, node: str) -> Flow:
+    return Flow(f"to {node}", world.lab.plan.client.namespace,
+                world.address_of(world.pod_on(node)))  # fmt: skip
+
+
+def peers_of_nobody(world: World, verdict: Verdict) -> None:
+    """A peer whose selector matches no node; another that has the address of a peer there is."""
+    sessions = world.session_lines("tor1")
+    lonely = _peer("lonely", "192.0.2.79")
+    lonely["spec"]["nodeSelector"] = "rack == 'none'"
+    (address,) = {
+        str(row["peer"]) for row in world.lab.ask("node1", "peers") if row["name"] != "lonely"
+    }
+    twin = _peer("zz-twin", address)
+    twin["spec"]["node"] = "node1"
+    with world.watching() as watch:
+        world.api(PEERS, lonely)
+        said_s = world.wait(lambda: "NoMatchingNode" in _ready(world, "lonely"), "the condition",
+                            180.0)  # fmt: skip
+        world.api(PEERS, twin)
+        twin_s = world.wait(lambda: "zz-twin" in _node1_findings(world), "the twin to be told")
+        world.for_seconds(3.0)
+    for name in ("lonely", "zz-twin"):
+        world.api(f"{PEERS}/{name}", method="DELETE")
+    world.settled()
+    verdict.note(f"NoMatchingNode after {said_s:.1f} s; the twin named after {twin_s:.1f} s")
+    _zero(world, verdict, watch)
+    verdict.must(world.session_lines("tor1") == sessions, "a session was touched")
+
+
+def _ready(world: World, peer: str) -> str:
+    conditions = world.api(f"{PEERS}/{peer}").get("status", {}).get("conditions", [])
+    return str([c for c in conditions if c["type"] == "Ready"])
+
+
+def _node1_findings(world: World) -> str:
+    with suppress(LabFailure):
+        return str(world.lab.ask("node1", "status")["findings"])
+    return ""
+
+
+def all_peers_vanish(world: World, verdict: Verdict) -> None:
+    """Every BGPPeer is deleted at once, as by a bad deployment: how long is the last good kept?"""
+
+    def learned() -> list[str]:
+        return [line for line in world.own_routes("node1") if " via " in line]
+
+    before = learned()
+    for node in world.nodes:
+        world.api(f"{PEERS}/{node}-tor1", method="DELETE")
+    began_s = time.monotonic()
+    with suppress(LabFailure):
+        world.wait(lambda: not learned(), "the learned routes to go", LAST_GOOD_S)
+    kept_s = time.monotonic() - began_s
+    verdict.note(f"{len(before)} learned routes were kept for {kept_s:.1f} s")
+    verdict.must(bool(before), "there were no learned routes")
+    verdict.must(kept_s >= LAST_GOOD_S, f"kept for {kept_s:.1f} s: what the store says is done; a "
+                 "deletion of every peer is taken for meant")  # fmt: skip
 
 
 def refused_claims(world: World, verdict: Verdict) -> None:
@@ -423,4 +507,11 @@ ROWS = [
     Row("O5", "definitions deleted; an object that cannot be read",
         "last good kept, told, 0 lost, 0 route events", _K8S, definitions_removed, control="R0",
         is_quick=True),
+    Row("A12", "a Node object deleted and made again (another uid) under its agent",
+        "told, blocks kept, 0 lost, 0 route events", _K8S, node_made_again, control="R0"),
+    Row("O6", "a peer that selects no node; a second peer with the address of the first (O7)",
+        "condition NoMatchingNode, the twin named, sessions untouched, 0 lost", _K8S,
+        peers_of_nobody, control="R0"),
+    Row("O6b", "every BGPPeer deleted at once", "the last good kept for 10 min", _K8S,
+        all_peers_vanish, leaves_lab=False),
 ]  # fmt: skip

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import time
+from functools import partial
 
 from lab.chaos.restarts import GR_ON
 from lab.chaos.rows import Row, Stage, Verdict
 from lab.chaos.world import World
 
 HOLD_S = 9.0
+TIMERS = "hold time 9; keepalive time 3;"
+SECRETS = ("Kx2-chaos-one", "Kx2-chaos-two")
 
 
 def carrier_loss(world: World, verdict: Verdict) -> None:
@@ -42,6 +47,48 @@ def silent_drop(world: World, verdict: Verdict) -> None:
     world.settled()
     verdict.note(f"withdrawn after {gone_s:.1f} s")
     verdict.must(gone_s <= HOLD_S + 1.0, f"withdrawn only after {gone_s:.1f} s")
+
+
+def silent_drop_short(world: World, verdict: Verdict) -> None:
+    """The same with a hold time of 3 s."""
+    with world.bird_edited("tor1", (TIMERS, "hold time 3; keepalive time 1;")):
+        world.birdc("tor1", "restart", "node1")
+        world.settled()
+        gone_s = _until_withdrawn(world)
+    world.birdc("tor1", "restart", "node1")
+    world.settled()
+    verdict.note(f"withdrawn after {gone_s:.2f} s")
+    verdict.must(gone_s <= 3.9, f"withdrawn only after {gone_s:.2f} s")
+
+
+def silent_drop_either_way(world: World, verdict: Verdict) -> None:
+    """Silent drop right after a keepalive, without graceful restart and with it."""
+    took_s = {}
+    for words in ("off", "on"):
+        edits = [] if words == "on" else [(GR_ON, "graceful restart off;")]
+        with world.bird_edited("tor1", *edits):
+            world.birdc("tor1", "restart", "node1")
+            world.settled()
+            # From a keepalive on, or chance alone would make three seconds of difference.
+            world.wait(lambda: _hold_timer_s(world) > HOLD_S - 0.5, "a keepalive")
+            took_s[words] = _until_withdrawn(world)
+        world.settled()
+    difference_s = took_s["on"] - took_s["off"]
+    verdict.note(f"withdrawn after {took_s['off']:.1f} s without, {took_s['on']:.1f} s with it")
+    verdict.must(difference_s <= 1.0, f"graceful restart costs {difference_s:.1f} s")
+    verdict.must(took_s["on"] <= HOLD_S + 1.0, f"withdrawn only after {took_s['on']:.1f} s")
+
+
+def _hold_timer_s(world: World) -> float:
+    found = re.search(r"Hold timer:\s+([\d.]+)/", world.birdc("tor1", "show", "protocols", "all",
+                                                              "node1"))  # fmt: skip
+    return float(found[1]) if found else 0.0
+
+
+def _until_withdrawn(world: World) -> float:
+    blocks = set(world.blocks_of("node1"))
+    with _dropping(world, "node1"):
+        return world.wait(lambda: not blocks & world.routes_at("tor1"), "withdrawal", 30.0)
 
 
 class _dropping:  # noqa: N801 - reads as a verb where it is used
@@ -145,6 +192,90 @@ def frozen_speaker(world: World, verdict: Verdict) -> None:
     verdict.must(gone_s <= HOLD_S + 1.5, f"withdrawn only after {gone_s:.1f} s")
 
 
+def peers_changed(world: World, verdict: Verdict) -> None:
+    """A peer is added, gets another address, is removed; a session's password is set and rotated:
+    no other session notices."""
+    others = [line for line in world.session_lines("tor1") if not line.startswith("node1")]
+    everything = world.session_lines("tor1") + world.session_lines("tor2")
+    for address in ("192.0.2.77", "192.0.2.78"):
+        world.apply(
+            "apiVersion: slash32.io/v1\nkind: BGPPeer\nmetadata: {name: chaos}\n"
+            f"spec: {{peerIP: {address}, asNumber: 64999}}\n"
+        )
+        world.wait(lambda a=address: _peer_addresses(world, "chaos") == {a}, "the peer")  # type: ignore[misc]
+    world.delete("BGPPeer", "chaos")
+    world.wait(lambda: not _peer_addresses(world, "chaos"), "the peer's end")
+    untouched = world.session_lines("tor1") + world.session_lines("tor2")
+    verdict.must(untouched == everything, "a session was touched by a peer that came and went")
+    far = world.session_lines("tor2")
+    session = "neighbor 172.30.0.1 as 64601;"
+    for secret in SECRETS:
+        name, before = secret[-3:], _line_of(world, "node1")
+        began_s = time.monotonic()
+        world.apply(
+            f"apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}}}\n"
+            f"stringData: {{password: {secret}}}\n"
+        )
+        fields = {"password": {"secretKeyRef": {"name": name, "key": "password"}}}
+        with (
+            world.bird_edited("tor1", (session, f'{session}\n  password "{secret}";')),
+            world.peer_edited("node1", "tor1", fields),
+        ):
+            world.wait(partial(_is_up_anew, world, before), "the session, anew")
+            up_s = time.monotonic() - began_s
+            world.settled()
+            verdict.note(f"up again {up_s:.1f} s after a new password")
+    world.settled()
+    left = [line for line in world.session_lines("tor1") if not line.startswith("node1")]
+    verdict.must(left == others and world.session_lines("tor2") == far, "another was touched")
+
+
+def _line_of(world: World, node: str) -> str:
+    """The router's session with a node and since when, once it is up."""
+    lines = [line for line in world.session_lines("tor1") if line.startswith(f"{node} ")]
+    return next((line for line in lines if "Established" in line), "")
+
+
+def _is_up_anew(world: World, before: str) -> bool:
+    return _line_of(world, "node1") not in {before, ""}
+
+
+def _peer_addresses(world: World, name: str) -> set[str]:
+    """Of the peer of that name, on every node."""
+    return {
+        str(row["peer"])
+        for node in world.nodes
+        for row in world.lab.ask(node, "peers")
+        if row["name"] == name
+    }
+
+
+def own_address_changes(world: World, verdict: Verdict) -> None:
+    """A node of a mesh gets another address; its Node says so."""
+    old, new = "172.30.0.11", "172.30.0.111"
+    (block,) = [each for each in world.blocks_of("node1") if ":" not in each]
+
+    def hops(node: str) -> set[str]:
+        lines = [line for line in world.own_routes(node) if line.startswith(f"{block} ")]
+        return set(re.findall(r"via (\S+)", " ".join(lines)))
+
+    before = hops("node2")
+    # Never both: the second of a subnet goes with the first (promote_secondaries is 0).
+    world.run("node1", "ip", "addr", "del", f"{old}/24", "dev", "uplink0")
+    world.run("node1", "ip", "addr", "add", f"{new}/24", "dev", "uplink0")
+    world.apply(
+        "apiVersion: slash32.io/v1\nkind: Node\nmetadata: {name: node1}\n"
+        f"spec: {{addresses: [{new}, 'fd00:30::b']}}\n"
+    )
+    others = [node for node in world.nodes if node != "node1"]
+    took_s = world.wait(lambda: all(hops(n) == {new} for n in others), "the new next hop")
+    far = world.pod_on("node2").name
+    world.wait(lambda: world.reaches(far, world.address_of(world.pod_on("node1"))), "traffic")
+    verdict.note(f"every node's next hop is the new one after {took_s:.1f} s")
+    verdict.must(before == {old}, f"the next hop was {before}")
+    verdict.must(took_s <= 10.0, f"only after {took_s:.1f} s")
+
+
 _ONE = Stage.ONE_TOR
 
 ROWS = [
@@ -159,4 +290,13 @@ ROWS = [
         _ONE, wrong_asn),
     Row("L9", "ExaBGP frozen beyond the hold time", "withdrawn within 10.5 s, whole again after",
         _ONE, frozen_speaker),
+    Row("L3", "all packets silently dropped, hold time 3 s", "withdrawn within 3.9 s", _ONE,
+        silent_drop_short),
+    Row("L4", "silently dropped right after a keepalive, graceful restart off and on",
+        "on costs 1 s at most, within 10 s", _ONE, silent_drop_either_way),
+    Row("L10", "a peer comes, changes its address, goes; a password is set and rotated",
+        "that session alone resets", Stage.TWO_TORS, peers_changed),
+    Row("L11", "a node's own address changes (mesh)",
+        "its next hop is the new one everywhere within 10 s, and no other", Stage.MESH,
+        own_address_changes, leaves_lab=False),
 ]  # fmt: skip

@@ -12,9 +12,12 @@ from lab import namespaces, runtime
 from lab.chaos.claiming import claim_at_once
 from lab.chaos.rows import Row, Stage, Verdict
 from lab.chaos.world import World
+from lab.plan import LabFailure
 from lab.waiting import in_parallel
 
 AT_ONCE = 50
+MANY = 100
+COOLDOWN_S = 30.0
 TRY_AGAIN_LATER = 11
 CANNOT_ADD = 50
 
@@ -84,21 +87,108 @@ def _code(call: Callable[[], object]) -> int | None:
     return None
 
 
-def many_at_once(world: World, verdict: Verdict) -> None:
-    """Fifty ADDs at once on one node, then fifty DELs."""
+def _sentence(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except runtime.PluginFailed as error:
+        return str(error)
+    return ""
+
+
+def many_at_once(count: int, *, slowest_s: float) -> Callable[[World, Verdict], None]:
+    """An experiment: so many ADDs at once on one node, then as many DELs."""
+
+    def run(world: World, verdict: Verdict) -> None:
+        plugin = world.lab.runtime_of("node1")
+
+        def add(sandbox: runtime.Sandbox) -> tuple[list[str], float]:
+            begun_s = time.monotonic()
+            return runtime.addresses_in(plugin.add(sandbox)), time.monotonic() - begun_s
+
+        with ExitStack() as pods:
+            sandboxes = [
+                pods.enter_context(world.extra_pod("node1", f"a{n:02d}"))[0] for n in range(count)
+            ]
+            begun_s = time.monotonic()
+            results = in_parallel(add, sandboxes, at_once=count)
+            took_s = time.monotonic() - begun_s
+            in_parallel(plugin.delete, sandboxes, at_once=count)
+        addresses = [address for given, _ in results for address in given]
+        worst_s = max(each_s for _, each_s in results)
+        verdict.note(
+            f"{count} pods, {len(set(addresses))} addresses, {took_s:.1f} s in all, the slowest "
+            f"ADD {worst_s:.1f} s"
+        )
+        verdict.must(len(set(addresses)) == 2 * count, "an address was given twice")
+        verdict.must(worst_s <= slowest_s, f"an ADD took {worst_s:.0f} s")
+
+    return run
+
+
+def _pools(**enabled: str) -> str:
+    """Pools by name, each ``cidr/blockSize`` with a ``!`` before what is disabled."""
+    return "---\n".join(
+        "apiVersion: slash32.io/v1\nkind: IPPool\n"
+        f"metadata: {{name: {name.replace('_', '-')}}}\n"
+        f"spec: {{cidr: {text.strip('!').rpartition('/')[0]}, "
+        f"blockSize: {text.rpartition('/')[2]}, disabled: {str(text.startswith('!')).lower()}}}\n"
+        for name, text in enabled.items()
+    )
+
+
+def exhausted(world: World, verdict: Verdict) -> None:
+    """A pool of four addresses; the fifth pod; one pod goes."""
     plugin = world.lab.runtime_of("node1")
+    world.apply(_pools(lab_v4="!10.244.0.0/16/26", tiny="10.96.0.0/30/30"))
     with ExitStack() as pods:
-        sandboxes = [
-            pods.enter_context(world.extra_pod("node1", f"a{n:02d}"))[0] for n in range(AT_ONCE)
-        ]
+        made = [pods.enter_context(world.extra_pod("node1", f"t{n}"))[0] for n in range(5)]
+        world.wait(lambda: _code(plugin.status) is None, "STATUS with the new pool")
+        for sandbox in made[:4]:
+            plugin.add(sandbox)
+        refused = _code(lambda: plugin.add(made[4]))
+        world.wait(lambda: _code(plugin.status) == CANNOT_ADD, "STATUS 50")
+        told = _sentence(plugin.status)
+        plugin.delete(made[0])
         begun_s = time.monotonic()
-        results = in_parallel(plugin.add, sandboxes, at_once=AT_ONCE)
-        took_s = time.monotonic() - begun_s
-        addresses = [a for result in results for a in runtime.addresses_in(result)]
-        in_parallel(plugin.delete, sandboxes, at_once=AT_ONCE)
-    verdict.note(f"{AT_ONCE} pods, {len(set(addresses))} addresses, {took_s:.1f} s in all")
-    verdict.must(len(addresses) == len(set(addresses)), "an address was given twice")
-    verdict.must(took_s <= 60.0, f"took {took_s:.0f} s")
+        world.wait(lambda: _code(lambda: plugin.add(made[4])) is None, "an ADD that succeeds")
+        back_s = time.monotonic() - begun_s
+        for sandbox in made[1:]:
+            plugin.delete(sandbox)
+    verdict.note(
+        f"the fifth ADD is refused with {refused}, STATUS 50; an address {back_s:.1f} s after "
+        f"its pod went"
+    )
+    verdict.must(refused is not None, "a fifth address came out of four")
+    verdict.must("tiny" in told, f"STATUS does not name the pool: {told}")
+    verdict.must(COOLDOWN_S - 1 <= back_s <= COOLDOWN_S + 1.5, f"free after {back_s:.1f} s")
+
+
+def pool_taken_away(world: World, verdict: Verdict) -> None:
+    """A pool in use is made smaller, deleted, disabled: the first two are refused, and its pods
+    are served on."""
+    plugin = world.lab.runtime_of("node1")
+    refused = []
+    with world.watching() as watch:
+        attempts: tuple[Callable[[], str], ...] = (
+            lambda: world.apply(_pools(lab_v4="10.244.0.0/17/26")),
+            lambda: world.delete("IPPool", "lab-v4"),
+        )
+        for attempt in attempts:
+            try:
+                attempt()
+            except LabFailure as error:
+                refused.append(str(error))
+        world.apply(_pools(lab_v4="!10.244.0.0/16/26"))
+        world.for_seconds(3.0)
+        with world.extra_pod("node1", "a11") as (sandbox, _):
+            given = runtime.addresses_in(plugin.add(sandbox))
+            plugin.delete(sandbox)
+        world.apply(_pools(lab_v4="10.244.0.0/16/26"))
+        world.settled()
+    verdict.note(f"{watch}; {len(refused)} of 2 refused; a new pod had {', '.join(given)}")
+    verdict.must(watch.lost == 0, str(watch))
+    verdict.must(len(refused) == 2, "a pool in use was made smaller or deleted")
+    verdict.must(not any("10.244." in a for a in given), "a disabled pool gave an address")
 
 
 def claimed_at_once(_world: object, verdict: Verdict) -> None:
@@ -127,5 +217,13 @@ ROWS = [
         is_quick=True),
     Row("C5", "the agent is away", "ADD 11 within 1 s, STATUS 50, DEL done later", _ONE,
         agent_away, is_quick=True),
-    Row("C11", f"{AT_ONCE} ADDs at once", "all within 60 s, no address twice", _ONE, many_at_once),
+    Row("A2", f"{MANY} ADDs at once on one node", "the slowest within 5 s, no address twice", _ONE,
+        many_at_once(MANY, slowest_s=5.0)),
+    Row("A10", "a pool of four addresses, five pods, one goes", "STATUS 50, the pool named; an "
+        f"address {COOLDOWN_S:.0f} s (cool-down) after the pod went", _ONE, exhausted,
+        leaves_lab=False),
+    Row("A11", "a pool in use made smaller, deleted, disabled",
+        "refused, refused, no new address; 0 lost", _ONE, pool_taken_away, control="R0"),
+    Row("C11", f"{AT_ONCE} ADDs at once", "all within 60 s, no address twice", _ONE,
+        many_at_once(AT_ONCE, slowest_s=60.0)),
 ]  # fmt: skip

@@ -7,6 +7,7 @@ import signal
 import time
 from contextlib import suppress
 
+from lab import namespaces, runtime
 from lab.chaos.rows import Row, Stage, Verdict
 from lab.chaos.watch import Watch
 from lab.chaos.world import World
@@ -234,6 +235,73 @@ def router_comes_back_with_less(world: World, verdict: Verdict) -> None:
     world.settled()
 
 
+def node_reboots(world: World, verdict: Verdict) -> None:
+    """Everything of node1 that lives in memory is gone: processes, pods, links, routes, /run; the
+    kernel has another boot id. Then it comes back, and its pods as new sandboxes."""
+    blocks, plugin = set(world.blocks_of("node1")), world.lab.runtime_of("node1")
+    old = world.pod_on("node1")
+    files = {p.name: p.read_bytes() for p in world.lab.paths.state_dir("node1").iterdir()}
+    world.kill("agent-node1")
+    world.kill_speaker("node1")
+    namespaces.delete(old.namespace)
+    world.delete_own_routes("node1")
+    for link in namespaces.ip_json(world.machine("node1").namespace, "link", "show"):
+        if link["ifname"].startswith("s32"):
+            world.run("node1", "ip", "link", "del", link["ifname"], ok=(0, 1))
+    run_dir = world.lab.paths.run_dir("node1")
+    for path in run_dir.iterdir():
+        if path.is_file() or path.is_socket():
+            path.unlink()
+    boot_id = world.lab.paths.programs / "boot_id"
+    boot_id.write_text("00000000-1111-2222-3333-444444444444\n")
+    mount = f'mount --bind {boot_id} /proc/sys/kernel/random/boot_id && exec "$@"'
+    wrapper = ["unshare", "--mount", "--", "sh", "-c", mount, "sh"]
+    world.start_speaker("node1")
+    world.lab.start_agent(world.machine("node1"), wrapper=wrapper)
+    with world.extra_pod("node1", "r12") as (sandbox, _):
+        world.wait(lambda: _added(plugin, sandbox), "a pod")
+        given = next(a for a in runtime.addresses_in(plugin.kept_result(sandbox) or {}) if a)
+        far = world.pod_on("node2").name
+        world.wait(lambda: world.reaches(far, given), "the new pod")
+        held = [str(row) for row in world.lab.ask("node1", "pods")]
+        stale = [row for row in held if old.container_id in row]
+        kept = set(world.blocks_of("node1"))
+        plugin.delete(sandbox)
+    # The runtime's DEL for the sandbox of before, as kubelet sends it.
+    plugin.delete(runtime.sandbox_of(old), netns_is_gone=True)
+    namespaces.create([old.namespace])
+    plugin.add(runtime.sandbox_of(old))
+    world.wait(lambda: world.is_healthy("node1"), "a healthy node")
+    verdict.note(f"{len(files)} files of before; blocks {sorted(kept)}; a new pod has {given}")
+    verdict.must(not stale, "a pod of before the reboot still holds its address")
+    verdict.must(kept == blocks, f"other blocks: {sorted(kept ^ blocks)}")
+
+
+def _added(plugin: runtime.Runtime, sandbox: runtime.Sandbox) -> bool:
+    with suppress(runtime.PluginFailed):
+        plugin.add(sandbox)
+        return True
+    return False
+
+
+def downgrade(world: World, verdict: Verdict) -> None:
+    """What a newer version left: a cache of a newer format; then this version starts."""
+    cache = world.lab.paths.state_dir("node1") / "snapshot"
+    with world.watching() as watch:
+        world.kill("agent-node1")
+        world.kill_speaker("node1")
+        found = cache.read_bytes()
+        head, _, rest = found.partition(b" ")
+        cache.write_bytes(head + b" 99" + rest[rest.index(b" ") :])
+        world.start_speaker("node1")
+        world.start_agent("node1")
+        world.settled()
+    renewed = cache.read_bytes().split(b" ", 2)[1]
+    verdict.note(f"the cache is of format {renewed.decode()} again")
+    _zero(world, verdict, watch)
+    verdict.must(renewed == rest.split(b" ", 1)[0], "the cache was not replaced")
+
+
 def _learned(world: World, node: str) -> set[str]:
     return {line for line in world.own_routes(node) if " via " in f" {line} "}
 
@@ -264,6 +332,11 @@ ROWS = [
         agent_killed_often, control="R0"),
     Row("R8", "speaker away for longer than the restart time",
         "withdrawn when it is over (-1, +3 s), back within 8 s", _ONE, speaker_away_too_long),
+    Row("R12", "a node reboots: pods, links, routes, /run and boot id are gone",
+        "nothing of before holds an address, blocks kept, new pods reached, 0 doubled", _ONE,
+        node_reboots, leaves_lab=False),
+    Row("R14", "downgrade: the cache is of a newer format", "starts, 0 lost, 0 route events", _ONE,
+        downgrade, control="R0"),
     Row("R13", "rolling upgrade of three nodes", "0 lost, 0 route events", _ONE, rolling_upgrade,
         control="R0"),
     Row("R16", "the router restarts, with graceful restart",
