@@ -312,10 +312,10 @@ def too_many(world: World, verdict: Verdict) -> None:
         installed = len(_prefixes_via(world, hop))
         grown_mib = (_memory_kib(world) - before_kib) / 1024
         alive = world.is_up_at("tor1", "node1")
+        verdict.note(
+            f"told after {told_s:.1f} s, {installed} installed, agent grew by {grown_mib:.0f} MiB"
+        )
     world.settled()
-    verdict.note(
-        f"told after {told_s:.1f} s, {installed} installed, agent grew by {grown_mib:.0f} MiB"
-    )
     verdict.must(installed <= LIMIT, f"{installed} routes installed")
     verdict.must(alive, "the session with the other router was lost")
     verdict.must(grown_mib < 50, f"the agent grew by {grown_mib:.0f} MiB")
