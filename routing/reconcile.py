@@ -62,6 +62,8 @@ NO_RULE = ("bgp:end_of_rib:", "bgp:complete:", "bgp:refreshed:")
 """Kicks that change nothing of what becomes of a path."""
 LOSS_KICKS = ("bgp:session_down:", "bgp:swept:", "bgp:stale_hold_over:")
 """Kicks with which a peer's whole table may have gone."""
+LOSSES_MAX = 4
+"""Sessions that may end while a pass computes before it goes on all the same."""
 COALESCE_S = 0.005
 """How long a pass waits after the first kick, so that a burst of events is one pass."""
 QUIET_S = 0.02
@@ -125,6 +127,7 @@ class Reconciler:
         self._started_at_s = clock()
         self._kicked = asyncio.Event()
         self._has_lost = asyncio.Event()
+        self._losses = 0
         self._reasons: set[str] = set()
         self._knowledge = Knowledge(node=node, store=store, blocks=blocks, cache=cache)
         self._sessions = SessionMemory()
@@ -175,6 +178,7 @@ class Reconciler:
         self._reasons.add(reason)
         self._kicked.set()
         if reason.startswith(LOSS_KICKS):
+            self._losses += 1
             self._has_lost.set()
 
     async def run(self) -> None:
@@ -290,7 +294,9 @@ class Reconciler:
         await self._read_store(failures)
         try:
             self._host_routes.ensured.clear()
-            actual = await self._fib.read()
+            live = RouteTable.of(await self._fib.read())
+            # Of pods' routes a copy: an ADD or DEL from here on is in no list of pods that follows.
+            actual = RouteTable(dict(live.single), live.grouped)
             links = await self._fib.links()
             pods = await self._read_pods()
         except Exception as error:
@@ -298,13 +304,12 @@ class Reconciler:
             log.exception("kernel_read_failed", error=str(error))
             return True
         await self._plan_sessions(links)
-        self._speaker.take_changes()
-        wanted = desired(await self._inputs(pods, links), self.report.desired.remote.decisions)
+        wanted = await self._wanted(pods, links)
         self._sessions.close(wanted.to_close, self._sessions.plan.topology.sessions, self._clock())
         # Once complete is enough: a session that fails later takes its routes with it at once, and
         # a peer that is new has left nothing in the kernel.
         self._was_complete |= {a for a in wanted.peers if self._speaker.is_complete(a)}
-        found = await self._apply(wanted, RouteTable.of(actual), failures, held)
+        found = await self._apply(wanted, actual, failures, held)
         # By the clock, not by a quiet spell: on a busy node there is none.
         is_resync = self._clock() >= self._resync_due_s
         if self._repair_due or is_resync:
@@ -315,13 +320,32 @@ class Reconciler:
             await self._release_empty_blocks(failures)
         before = self.report
         self._remember(wanted, found, links, pods, failures, held)
+        await asyncio.sleep(0)
         changed = changed_in(before, self.report)
         told = self._allowance.take(changed)
         after = replace(part_of(self.report, told), untold=len(changed) - len(told))
         self._on_report(part_of(before, told), after)
         # From here on it is the table that lives: a copy a pass would be a second table.
-        self.report = replace(self.report, actual=actual)
+        self.report = replace(self.report, actual=live)
         return bool(failures)
+
+    async def _wanted(
+        self, pods: tuple[ObservedLink, ...], links: Mapping[str, LinkState]
+    ) -> Desired:
+        """The tables as they should be; of what is believed when this returns, not when it began:
+        what has been turned away from meanwhile must not be turned back."""
+        attempts = 0
+        while True:
+            attempts += 1
+            losses = self._losses
+            self._speaker.take_changes()
+            inputs = await self._inputs(pods, links)
+            # With 100,000 routes each takes a tenth of a second: ADDs have a turn in between.
+            await asyncio.sleep(0)
+            wanted = desired(inputs, self.report.desired.remote.decisions)
+            await asyncio.sleep(0)
+            if losses == self._losses or attempts == LOSSES_MAX:
+                return wanted
 
     async def watch_losses(self) -> None:
         """Turns away from what went with a session at once, for ever: a pass that has begun, or
