@@ -221,8 +221,9 @@ def _in_words(decoder: UpdateDecoder, raw: bytes, is_ebgp: bool) -> list[str]:
     words: list[str] = []
     try:
         events.extend(decoder.decode(PEER, raw, is_ebgp=is_ebgp))
-    except api.ProtocolError as error:
-        words.append(str(error))
+    except api.ProtocolError:
+        # Not its sentence: where the bytes are counted from is the decoder's own affair.
+        words.append("a ProtocolError")
     check_events(events)
     for event in events:
         if isinstance(event, RouteBatch):

@@ -544,3 +544,11 @@ def test_a_refusal_is_one_line_whatever_a_field_is_called():
         from_document(document | {"spec": {"a\nb\x1b[2J": 1}})
     assert str(caught.value).isprintable()
     assert r"spec.a\nb" in str(caught.value)
+
+
+def test_a_peer_whose_state_is_empty_reads_back():
+    """A required field is written, whatever stands in it; found by fuzzing."""
+    peer = {"name": "", "address": "192.0.2.1", "asNumber": 64512, "state": ""}
+    document = {"apiVersion": "slash32.io/v1", "kind": "NodeStatus", "metadata": {"name": "n"}}
+    status = from_document(document | {"status": {"peers": [peer]}})
+    assert from_document(to_document(status)) == status

@@ -166,7 +166,8 @@ def _peer_document(peer: PeerReport) -> dict[str, Any]:
         "rejected": peer.rejected,
         "advertised": peer.advertised,
     }
-    return {key: value for key, value in document.items() if value != "" or key == "name"}
+    is_required = {"name", "state"}
+    return {key: value for key, value in document.items() if value != "" or key in is_required}
 
 
 def conditions_document(conditions: tuple[Condition, ...]) -> list[dict[str, Any]]:
