@@ -211,6 +211,7 @@ class Agent:
                 "blocks": self._view(block_rows),
                 "pods": self._view(pod_rows),
                 "addresses": self._holders,
+                "nodes": self._nodes,
                 "ipam": self._ipam,
                 "paths": self._view(path_rows),
                 "advertised": self._view(advertised_rows),
@@ -413,6 +414,13 @@ class Agent:
             }
             for attachment in self._allocator.attachments()
         ]
+
+    async def _nodes(self) -> dict[str, Any]:
+        """Who else there is, as the last snapshot has it, for commands that ask all nodes."""
+        return {
+            "store": self._settings.store_name,
+            "nodes": sorted(node.meta.name for node in self._loop.snapshot.nodes),
+        }
 
     async def _ipam(self) -> dict[str, Any]:
         """Books, links and blocks of this node, for ``ipam check``."""

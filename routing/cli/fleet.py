@@ -25,6 +25,8 @@ from routing.cli.resources_options import store_option
 DEFAULT_RUN_DIR = "/run/slash32"
 DEFAULT_STATE_DIR = "/var/lib/slash32"
 AT_ONCE = 8
+REPORTED_VIEWS = ("peers", "status")
+"""What a NodeStatus can answer for."""
 
 Row = dict[str, Any]
 
@@ -160,7 +162,10 @@ def hear_by(
     here = agent_here(where)
     if where.node is not None and where.node == here:
         return Answers({where.node: ask_here(where.node)})
-    nodes, reports = _nodes(where)
+    nodes = None if here is None else _nodes_by_agent(where)
+    reports: dict[str, Any] | None = None
+    if nodes is None:
+        nodes, reports = _nodes(where)
     if where.node is not None:
         if where.node not in nodes:
             raise Exit(f"no Node {where.node!r}; there is {', '.join(nodes) or 'none'}", USAGE)
@@ -173,18 +178,33 @@ def hear_by(
         try:
             answers.by_node[node] = ask_here(node) if node == here else _far(where, node, command)
         except (NotHeard, Exit) as error:
-            reported = _reported(reports.get(node), view)
-            if reported is None:
-                answers.silent[node] = str(error)
-            else:
-                answers.by_node[node] = reported
+            answers.silent[node] = str(error)
 
     # Late: it would be a third of what `--local status` takes to start.
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(hear_one, nodes))
+    if answers.silent and view in REPORTED_VIEWS:
+        _answer_for_the_silent(where, answers, reports, view)
     return answers
+
+
+def _answer_for_the_silent(
+    where: Where, answers: Answers, reports: dict[str, Any] | None, view: str
+) -> None:
+    """By their NodeStatus, where there is one; the store is read for it only now."""
+    if reports is None:
+        try:
+            _, reports = _nodes(where)
+        except Exit:
+            # The agent named the nodes; that the store cannot speak for them leaves them silent.
+            return
+    for node in list(answers.silent):
+        reported = _reported(reports.get(node), view)
+        if reported is not None:
+            del answers.silent[node]
+            answers.by_node[node] = reported
 
 
 def ask_node(
@@ -233,6 +253,19 @@ def _far(where: Where, node: str, command: Sequence[str]) -> Any:
     return way.run(node, [*command, "--local", "-o", "json"])
 
 
+def _nodes_by_agent(where: Where) -> list[str] | None:
+    """The nodes as the agent here knows them, from memory: reading an API costs a second, and may
+    not be possible. None when it works with another store, or is too old to say."""
+    from routing.asking import Unreachable, ask
+
+    try:
+        told = ask(where.run_dir / "agent.sock", "nodes", timeout_s=2.0)
+        # One that has not read its store yet knows of nobody.
+        return (sorted(map(str, told["nodes"])) or None) if told["store"] == where.store else None
+    except (Unreachable, KeyError, TypeError):
+        return None
+
+
 def _nodes(where: Where) -> tuple[list[str], dict[str, Any]]:
     from routing.cli.cluster import read_cluster
     from routing.datastore.snapshot import StoreError
@@ -249,8 +282,8 @@ def _nodes(where: Where) -> tuple[list[str], dict[str, Any]]:
 
 
 def _reported(status: Any, view: str) -> Any:
-    """What a NodeStatus can say for a view; None when it says nothing of it."""
-    if status is None or view not in ("peers", "status"):
+    """What a NodeStatus says for one of REPORTED_VIEWS; None where there is none."""
+    if status is None:
         return None
     rows = [_peer_row(status, peer) for peer in status.peers]
     return rows if view == "peers" else _status_row(status, rows)

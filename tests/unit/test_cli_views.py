@@ -101,8 +101,14 @@ def agent(tmp_path: Path) -> Iterator[dict[str, Any]]:
         "status": status_row, "peers": peer_rows, "routes": route_rows, "blocks": block_rows,
         "pods": pod_rows, "paths": path_rows, "advertised": advertised_rows, "kernel": kernel_rows,
     }  # fmt: skip
+
+    async def nodes() -> Any:
+        return box.get("nodes", {})
+
     loop = asyncio.new_event_loop()
-    server = ControlServer(tmp_path / "agent.sock", {k: view(v) for k, v in views.items()})
+    server = ControlServer(
+        tmp_path / "agent.sock", {"nodes": nodes} | {k: view(v) for k, v in views.items()}
+    )
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     asyncio.run_coroutine_threadsafe(server.start(), loop).result(10)
@@ -241,6 +247,20 @@ def cluster(tmp_path: Path) -> dict[str, str]:
     )
     way.chmod(way.stat().st_mode | stat.S_IXUSR)
     return {"SLASH32_STORE": str(store), "SLASH32_VIA": f"{way} {{node}}"}
+
+
+def test_the_agent_here_names_the_nodes_when_it_has_the_same_store(agent):
+    """No store need be read, or be there. One with another store is not believed: exit 3."""
+    store = "/nonexistent/store.db"
+    given = ("peers", "-A", "--store", store, "--via", "false", "-o", "json")
+    agent["nodes"] = {"store": store, "nodes": ["node1", "node2"]}
+    done = local(agent, *given)
+    assert done.exit_code == 4, done.output
+    assert {row["node"] for row in json.loads(done.stdout)} == {"node1"}
+    assert "node2 did not answer" in done.stderr
+    for other in ({"store": "kubernetes", "nodes": ["node1"]}, {"store": store, "nodes": []}, {}):
+        agent["nodes"] = other
+        assert local(agent, *given).exit_code == 3
 
 
 def test_all_nodes_are_asked_and_those_that_are_silent_are_named(agent, cluster, tmp_path):
