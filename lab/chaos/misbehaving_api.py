@@ -220,7 +220,9 @@ def paused_processes(_world: object, verdict: Verdict) -> None:
                 for node in nodes:
                     node.kill()
                     node.wait()
-            return [read_history(text) for text, _ in texts], pauses
+            crashed = [words.strip()[-300:] for text, words in texts if not text]
+            verdict.must(not crashed, f"{len(crashed)} nodes crashed: {crashed[:1]}")
+            return [read_history(text) for text, _ in texts if text], pauses
 
     found, pauses = asyncio.run(histories())
     verdict.note(f"{ENDURANCE_S:.0f} s, {pauses} pauses of {PAUSE_S:.0f} s")
@@ -232,7 +234,7 @@ def _process(kubeconfig: Path, number: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "lab.chaos.hammer", "--kubeconfig", str(kubeconfig)]
     command += ["--node", f"node-{number}", "--seed", str(number), "--seconds", str(ENDURANCE_S)]
     return subprocess.Popen(
-        command, cwd=PROJECT_DIR, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command, cwd=PROJECT_DIR, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
