@@ -16,6 +16,9 @@ go every 10 ms; `ip monitor` records every route change on nodes and routers; af
 oracle compares runtime, kernel and address book. A row that promises zero has passed only if its
 control showed loss. Figures are of one run of each row: a run replaces the lines of the rows that
 it ran. Run it on your machine.
+
+Thousands of pods coming and going while launchers and agents are killed, with its plot:
+[soak.md](soak.md). Hostile input by the million: [fuzzing.md](fuzzing.md).
 """
 
 
