@@ -77,8 +77,16 @@ class Rules:
             and self.sessions == other.sessions
             and self.peers == other.peers
             and self.kernel_routes == other.kernel_routes
-            and list(_addressed(self.links)) == list(_addressed(other.links))
+            and list(self._deciding_links()) == list(other._deciding_links())
         )
+
+    def _deciding_links(self) -> Iterator[tuple[object, ...]]:
+        """What of links decides. Those of pods come and go, have no address and lead nowhere else;
+        a foreign route may lead over a link that has none, too."""
+        led = {hop.ifname for route in self.kernel_routes.values() for hop in route.hops}
+        for link in self.links.values():
+            if link.addresses or link.ifname in led:
+                yield link.ifname, link.is_up, link.addresses
 
     def compared_prefixes(self) -> Iterator[Prefix]:
         """Every prefix that some rule compares a learned one with, blocks of others apart."""
@@ -96,13 +104,6 @@ class Rules:
             for block in self.snapshot.blocks
             if block.state is BlockState.CONFIRMED
         )
-
-
-def _addressed(links: Mapping[str, LinkState]) -> Iterator[tuple[object, ...]]:
-    """What of links decides: those of pods come and go, and have no address."""
-    for link in links.values():
-        if link.addresses:
-            yield link.ifname, link.is_up, link.addresses
 
 
 class Learner:

@@ -25,6 +25,7 @@ from routing.datastore.snapshot import (
 )
 from routing.desired import Desired, desired
 from routing.learning import Learner
+from routing.links import LinkState
 from routing.next_hops import KernelRoute
 from routing.remote import Outcome, RejectedPaths, Remote, _received, outcomes_of, paths_of
 from routing.routes import NextHop
@@ -237,3 +238,10 @@ def test_other_rules_are_other_decisions():
     assert desired(replace(base, snapshot=wider), before).remote.decisions is not before
     down = {**base.links, "uplink0": replace(base.links["uplink0"], is_up=False)}
     assert desired(replace(base, links=down), before).remote.decisions is not before
+    pod = {**base.links, "s32pod": LinkState("s32pod", 9, True, 1500)}
+    assert desired(replace(base, links=pod), before).remote.decisions is before
+    over = {FAR: KernelRoute(24, (NextHop("s32pod", TOR),))}
+    led = desired(replace(base, links=pod, kernel_routes=over)).remote.decisions
+    off = {**pod, "s32pod": LinkState("s32pod", 9, False, 1500)}
+    again = replace(base, links=off, kernel_routes=over)
+    assert desired(again, led).remote.decisions is not led
