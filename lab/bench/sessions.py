@@ -23,7 +23,7 @@ from lab.bench.systems import PEER_ASN, Slash32
 from lab.plan import LabFailure
 
 IDLE_S = 10.0
-SETTLE_S = 5.0
+SETTLE_S = 15.0
 DEADLINE_S = 60.0
 BLOCK = "10.1.0.0/26"
 
