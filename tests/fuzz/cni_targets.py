@@ -19,7 +19,7 @@ from cni.attachment import Attachment
 from cni.errors import Code
 from cni.frame import MAGIC
 from cni.ipam.cooldown import CooldownFile
-from cni.podlink import AliasError, decode_alias, encode_alias
+from cni.podlink import ALIAS_MAX_BYTES, AliasError, decode_alias, encode_alias
 from cni.recorded import Unreadable, _read
 from cni.result import SUPPORTED_VERSIONS
 from cni.server import CniServer, _Connection
@@ -285,6 +285,8 @@ def cooldown_seeds() -> Iterator[bytes]:
 def link_alias(data: bytes) -> bool:
     """The alias of a link: anybody with CAP_NET_ADMIN can write one."""
     alias = data.decode("utf-8", "replace")
+    if len(alias.encode()) > ALIAS_MAX_BYTES:
+        return False  # the kernel has none so long
     try:
         record = decode_alias(alias)
     except AliasError:
