@@ -484,7 +484,7 @@ ROWS = [
     Row("R10", f"agent and speaker start while the API needs {SLOW_LIST_S:.0f} s for each list",
         "announced within 2 s of the agent's start (or 1.5 times what a sound API needs here), "
         "0 lost, 0 route events", _K8S,
-        _faulty({"verb": "list", "slow_s": SLOW_LIST_S}), control="R0", is_quick=True),
+        _faulty({"verb": "list", "slow_s": SLOW_LIST_S}), control="R0"),
     Row("R10b", "the same while it refuses 30 % of all requests (429, 500)",
         "announced within 2 s of the agent's start (or 1.5 times what a sound API needs here), "
         "0 lost, 0 route events", _K8S,
