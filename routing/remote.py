@@ -58,6 +58,14 @@ class Outcome:
     said: Said
     sample: Nlri
 
+    def in_words(self, nlri: Nlri) -> tuple[RejectedPath, ...]:
+        """What is rejected of ``nlri``, in the sentences of the sample."""
+        prefix = prefix_of(nlri)
+        return tuple(
+            RejectedPath(attributes.path(prefix), reason, detail)
+            for attributes, reason, detail in self.rejected
+        )
+
     def refuses_like(self, other: Outcome | None) -> bool:
         """Whether both refuse the same for the same reasons."""
         if other is None or len(self.rejected) != len(other.rejected):
@@ -236,10 +244,21 @@ class Decisions:
             again = self.learner.learn([each.path(prefix) for each in outcome.said]).rejected
             if len(again) == len(outcome.rejected):
                 return again
-        return tuple(
-            RejectedPath(attributes.path(prefix), reason, detail)
-            for attributes, reason, detail in outcome.rejected
-        )
+        return outcome.in_words(nlri)
+
+    def all_sentences(self, refused: Mapping[Nlri, Outcome]) -> Iterator[RejectedPath]:
+        """The same of many prefixes: the rules are asked about all of them at once."""
+        shared = {n: o for n, o in refused.items() if n != o.sample}
+        again: dict[Prefix, list[RejectedPath]] = {}
+        paths = paths_of({nlri: outcome.said for nlri, outcome in shared.items()})
+        for each in self.learner.learn(paths, {}).rejected if shared else ():
+            again.setdefault(each.path.prefix, []).append(each)
+        for nlri, outcome in refused.items():
+            told = again.get(prefix_of(nlri), []) if nlri in shared else []
+            if len(told) == len(outcome.rejected):
+                yield from told
+            else:
+                yield from outcome.in_words(nlri)
 
     # -- inside --------------------------------------------------------------------------------
 
@@ -481,7 +500,8 @@ class RejectedPaths(Sequence[RejectedPath]):
         return self._all()[index]
 
     def _all(self) -> tuple[RejectedPath, ...]:
-        return tuple(each for nlri in list(self._remote.refused) for each in self.of(nlri))
+        decisions = self._remote.decisions
+        return () if decisions is None else tuple(decisions.all_sentences(self._remote.refused))
 
     def __iter__(self) -> Iterator[RejectedPath]:
         return iter(self._all())
