@@ -196,11 +196,12 @@ class World:
         wait_until(self.lab.missing_routes, what="routes", deadline_s=DEADLINE_S)
 
     def own_routes(self, machine: str) -> set[str]:
-        """Our routes in a node's kernel, as text."""
+        """Our routes in a node's kernel, as text, without the numbers of next hop objects, of which
+        whoever makes them anew takes the ones that are free."""
         found = set()
         for family in ("-4", "-6"):
             text = self.run(machine, "ip", family, "route", "show", "proto", str(PROTOCOL))
-            found |= set(_whole_routes(text))
+            found |= {re.sub(r" nhid \d+", "", line) for line in _whole_routes(text)}
         return found
 
     def delete_own_routes(self, node: str) -> None:
