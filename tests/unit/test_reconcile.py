@@ -16,6 +16,7 @@ from cni.attachment import Attachment
 from cni.edge import EdgeError
 from cni.ipam.block import Block, BlockState
 from cni.podlink import PodLink
+from routing.changes import changes
 from routing.datastore.snapshot import (
     BGPConfigurationResource,
     BGPPeerResource,
@@ -26,7 +27,7 @@ from routing.datastore.snapshot import (
 )
 from routing.links import LinkState
 from routing.reconcile import Reconciler
-from routing.report import STORE_OUT_OF_SYNC
+from routing.report import STORE_OUT_OF_SYNC, PassReport
 from routing.routes import METRIC, PROTOCOL, NextHop, Prefix, RouteKey
 from tests.fakes.bgp_world import eventually
 from tests.fakes.edge import FakeEdge
@@ -522,6 +523,34 @@ async def test_whatever_else_has_happened_makes_a_whole_pass(node: Node):
         assert "10.244.3.0/26" in node.prefixes()
     finally:
         running.cancel()
+
+
+async def test_the_short_way_is_in_the_journal_as_a_pass_is(node: Node):
+    """What came and went, each with its reason; and the next whole pass does not say it again."""
+    told: list[tuple[str, str]] = []
+
+    def note(before: PassReport, after: PassReport) -> None:
+        entries = changes(before, after, {}, {})
+        told.extend((entry["action"], entry.get("prefix", "")) for entry in entries)
+
+    await node.started()
+    node.loop._on_report = note
+    running = asyncio.create_task(node.loop.run())
+    try:
+        node.world.send(path("10.244.3.0/26"))
+        node.world.send(path("198.51.100.0/24"))
+        node.world.unsend(TOR, REMOTE)
+        node.loop.kick(f"bgp:update:{TOR}")
+        await eventually(lambda: len(told) >= 3, what="three entries")
+    finally:
+        running.cancel()
+    assert sorted(told) == [
+        ("created", "10.244.3.0/26"),
+        ("deleted", str(REMOTE)),
+        ("rejected", "198.51.100.0/24"),
+    ]
+    await node.loop.run_pass()
+    assert len(told) == 3
 
 
 async def test_what_fails_on_the_short_way_is_told_and_retried_by_a_whole_pass(node: Node):
