@@ -31,7 +31,9 @@ def note(state_dir: Path, sysctls: Sysctls) -> None:
     values = {each: found for each in _paths() if (found := sysctls.read(each)) is not None}
     fresh = path.with_name(f"{FILE}.new")
     try:
-        with open(fresh, "w", encoding="ascii") as file:
+        fresh.unlink(missing_ok=True)
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "w", encoding="ascii") as file:
             json.dump(values, file)
             file.flush()
             os.fsync(file.fileno())
