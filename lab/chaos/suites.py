@@ -101,7 +101,8 @@ ROWS = [
     Row("A7", "an address or a block comes back between a collector's look and its release",
         "the release does not happen", Stage.NO_LAB,
         suite(f"{_UNIT}/test_collect.py", f"{_UNIT}/test_block_collector.py",
-              f"{_UNIT}/test_allocator.py", "-k", "last_moment or came_back or comes_back or "
+              f"{_UNIT}/test_allocator.py", f"{_UNIT}/test_allocator_giving_back.py",
+              "-k", "last_moment or came_back or comes_back or "
               "half_knowledge or taken_back or used_between or late_list or gets_a_pod",
               at_least=7)),
     Row("A15", "an address in another node's block is asked for (no block is ever borrowed)",

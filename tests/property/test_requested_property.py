@@ -13,7 +13,7 @@ from cni.attachment import Address, Attachment
 from cni.ipam.allocator import NoAddress
 from cni.ipam.pool import IPPool
 from cni.ipam.requested import AddressRefused
-from tests.unit.test_allocator import World, pod
+from tests.fakes.allocation import World, pod
 
 RAN = {"foretold": 0, "short": 0, "granted": 0, "refused": 0}
 FLOOR = {"foretold": 300, "short": 60, "granted": 250, "refused": 250}

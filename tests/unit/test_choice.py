@@ -13,7 +13,7 @@ from cni.ipam.block import BlockStoreError
 from cni.ipam.choice import ANY_POOL, assignable, claimable, families_of, no_pool
 from cni.ipam.pool import IPPool
 from routing.datastore.snapshot import IPPoolResource, Meta, NodeResource, Snapshot
-from tests.unit.test_allocator import V4, V6, World, pod
+from tests.fakes.allocation import V4, V6, World, pod
 
 EDGE = IPPool("edge", ip_network("10.9.0.0/30"), 31, is_manual=True)
 """A manual pool of two blocks of two addresses."""

@@ -10,7 +10,7 @@ from cni.ipam.allocator import NoAddress
 from cni.ipam.block import Block, BlockState, BlockStoreError
 from cni.ipam.pool import IPPool
 from cni.ipam.requested import AddressRefused
-from tests.unit.test_allocator import V4, V6, World, confirmed, pod
+from tests.fakes.allocation import V4, V6, World, confirmed, pod
 
 FAR4, FAR6 = ip_address("10.0.0.201"), ip_address("fd00::c9")
 """In the pools, and not in the first block of any node of these tests."""
