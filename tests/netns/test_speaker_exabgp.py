@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -42,24 +42,6 @@ pytestmark = [
 ROOT = Path(__file__).parent.parent.parent
 BLOCK = ip_network("10.244.1.64/26")
 LEARNED = "10.9.0.0/26"
-
-
-@pytest.fixture
-def routers(tmp_path: Path) -> Iterator[Routers]:
-    made = Routers(tmp_path)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-@pytest.fixture
-async def node(routers: Routers, tmp_path: Path) -> AsyncIterator[RealSpeakers]:
-    made = RealSpeakers(routers, tmp_path)
-    try:
-        yield made
-    finally:
-        await made.close()
 
 
 def wanted_by(peer: Peer) -> dict[tuple[Address, Prefix], Advertisement]:

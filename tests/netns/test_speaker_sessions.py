@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import re
 import subprocess
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -27,24 +26,6 @@ BLOCK = ip_network("10.244.1.64/26")
 BLOCK6 = ip_network("fd00:10:1::40/122")
 LEARNED, LEARNED6 = "10.9.0.0/26", "2001:db8:9::/64"
 OLD_KEY, NEW_KEY = "an old secret", "a new se{cret}"
-
-
-@pytest.fixture
-def routers(tmp_path: Path) -> Iterator[Routers]:
-    made = Routers(tmp_path)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-@pytest.fixture
-async def node(routers: Routers, tmp_path: Path) -> AsyncIterator[RealSpeakers]:
-    made = RealSpeakers(routers, tmp_path)
-    try:
-        yield made
-    finally:
-        await made.close()
 
 
 async def begin(routers: Routers, node: RealSpeakers, *peers: Peer) -> None:
