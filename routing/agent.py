@@ -486,6 +486,7 @@ class Agent:
                 *self._loop.knowledge_problems,
                 *(problem.text for problem in self._store.problems()),
             ],
+            last_peers=self._loop.last_peers,
             unusable=self._speaker.rejections(),
             stale=self._speaker.stale_paths(),
         )

@@ -87,6 +87,8 @@ def _conditions(belief: Belief, peers: list[Row], unready: str | None) -> Iterat
         if row["state"] != SessionState.ESTABLISHED.value
     ]
     yield _condition("Established", _listed(down), "AllSessionsUp", "SessionsDown")
+    kept = None if belief.last_peers is None else str(belief.last_peers)
+    yield _condition("PeersConfigured", kept, "AsTheStoreSays", "LastPeersKept")
 
 
 def _condition(kind: str, wrong: str | None, well: str, ill: str) -> Condition:
@@ -147,6 +149,7 @@ class Noticed:
     conflicts: frozenset[str] = frozenset()
     starved: frozenset[str] = frozenset()
     rejections: frozenset[tuple[Address, str]] = frozenset()
+    has_last_peers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +189,8 @@ def news(belief: Belief, starved: Mapping[str, str], before: Noticed) -> News:
         for pool, text in sorted(starved.items())
         if pool not in before.starved
     ]
+    if belief.last_peers is not None and not before.has_last_peers:
+        events.append(EventNote("Node", belief.node, "LastPeersKept", str(belief.last_peers)))
     rejected = examples_of(belief.desired.rejected)
     events += [
         _of_peer(
@@ -205,6 +210,7 @@ def news(belief: Belief, starved: Mapping[str, str], before: Noticed) -> News:
         starved=frozenset(starved),
         # Once told is told: a route that comes and goes is the same news all day.
         rejections=before.rejections | rejected.keys(),
+        has_last_peers=belief.last_peers is not None,
     )
     return News(noticed, tuple(events))
 

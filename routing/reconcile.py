@@ -35,6 +35,7 @@ from routing.desired import Desired, Inputs, desired
 from routing.fib import Fib
 from routing.host_routes import HostRoutes
 from routing.knowledge import Knowledge
+from routing.last_peers import LastPeers
 from routing.links import LinkState
 from routing.next_hops import to_look_up
 from routing.part import Allowance, changed_in, part_of
@@ -66,6 +67,8 @@ LOSSES_MAX = 4
 """Sessions that may end while a pass computes before it goes on all the same."""
 COALESCE_S = 0.005
 """How long a pass waits after the first kick, so that a burst of events is one pass."""
+LAST_PEERS_LATE_S = 0.1
+"""How long after the end of last peers' time a pass comes for it: their clock is another one."""
 QUIET_S = 0.02
 """After so long without a pass the next one is no burst's."""
 
@@ -172,6 +175,11 @@ class Reconciler:
         """What is wrong with what this node knows, one sentence each."""
         return self._knowledge.problems
 
+    @property
+    def last_peers(self) -> LastPeers | None:
+        """What is kept of peers that the store has no more, or None."""
+        return self._knowledge.last_peers
+
     def kick(self, reason: str) -> None:
         """Asks for a pass. Callable at any moment from the loop's thread; never blocks."""
         log.debug("kicked", reason=reason)
@@ -189,6 +197,8 @@ class Reconciler:
             turn_s = self._sessions.next_change_s(self._clock())
             if turn_s is not None:
                 wait_s = min(wait_s, turn_s)
+            if self.last_peers is not None:
+                wait_s = min(wait_s, self.last_peers.left_s + LAST_PEERS_LATE_S)
             if failures_in_row:
                 ceiling_s = min(BACKOFF_FIRST_S * 2 ** (failures_in_row - 1), BACKOFF_MAX_S)
                 wait_s = min(wait_s, ceiling_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
@@ -438,7 +448,7 @@ class Reconciler:
 
     async def _plan_sessions(self, links: Mapping[str, LinkState]) -> None:
         """Once a pass, and not when somebody only looks: the plan depends on what was before."""
-        topology = sessions_for(self.snapshot, self._node)
+        topology = sessions_for(self._knowledge.peering, self._node)
         asked = {}
         for address in self._sessions.to_ask(topology, links):
             source = await self._fib.source_for(address)
@@ -471,7 +481,7 @@ class Reconciler:
         in_use = self.report.desired.remote.next_hops()
         return Inputs(
             node=self._node,
-            snapshot=self.snapshot,
+            snapshot=self._knowledge.peering,
             pod_addresses={pod.ifname: pod.record.addresses for pod in pods},
             topology=plan.topology,
             offers=offers,

@@ -149,7 +149,8 @@ class Topology:
 def sessions_for(snapshot: Snapshot, node: str) -> Topology:
     """The sessions of ``node``: BGPPeers in name order, then the mesh.
 
-    Of several with one address the first is used. A password that is referred to and missing means
+    Of several BGPPeers with one address the oldest is used, whatever it is called: one that comes
+    later must not reset a session that is up. A password that is referred to and missing means
     no session: one without it would be up with whoever answers.
     """
     this_node = find_node(snapshot, node)
@@ -158,12 +159,14 @@ def sessions_for(snapshot: Snapshot, node: str) -> Topology:
             problems=(f"no Node resource named {node!r}: no peer can be chosen for this node",)
         )
     finding = _Finding(snapshot, this_node)
-    for resource in sorted(snapshot.peers, key=lambda each: each.meta.name):
+    for resource in snapshot.peers:
         finding.add_resource(resource)
+    from_peers = sorted(finding.sessions, key=lambda intent: intent.resource or "")
     if snapshot.bgp.mesh_enabled:
         finding.add_mesh()
+    from_mesh = (each for each in finding.sessions if each.kind is SessionKind.MESH)
     return Topology(
-        tuple(finding.sessions),
+        (*from_peers, *from_mesh),
         tuple(finding.names.values()),
         tuple(finding.problems),
         tuple(finding.unconfigured),
@@ -290,7 +293,8 @@ class _Finding:
         first = self.names.get(intent.address)
         if first is not None:
             self.problems.append(
-                f"{whose} names {intent.address} as {first.name!r} does; {first.name!r} is used"
+                f"Conflicting: {whose} names {intent.address} as {first.name!r} does; "
+                f"{first.name!r}, the older one, is used"
             )
             return
         self.names[intent.address] = PeerName(intent.name, intent.address)

@@ -17,6 +17,7 @@ from cni.attachment import Address, Attachment, PodRef
 from cni.ipam.block import Block, BlockState
 from routing.desired import Desired
 from routing.drain import DrainPhase
+from routing.last_peers import LastPeers
 from routing.routes import Prefix, Route, RouteKey
 
 Row = dict[str, Any]
@@ -71,6 +72,7 @@ class Belief:
     last_pass_age_s: float | None
     store: str = ""
     ipam_problems: Sequence[str] = ()
+    last_peers: LastPeers | None = None
     unusable: Sequence[RejectedRoute] = ()
     stale: Collection[tuple[Address, Prefix]] = ()
     """Paths believed although their session is gone, until it is back or the hold is over."""

@@ -21,6 +21,7 @@ from routing.drain import DRAIN_WAIT_S
 HOLD_S = 9.0
 STATIC_V4 = "template bgp node"
 FAR_HOP = "203.0.113.9"
+LABELS_KEPT_S = 60
 FAR_PREFIX = "10.244.255.192/26"
 
 Document = dict[str, Any]
@@ -34,8 +35,8 @@ def _document(kind: str, name: str, spec: Document, **meta: Any) -> Document:
     return {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": spec}
 
 
-def _configuration(*, mesh: bool) -> Document:
-    return _document("BGPConfiguration", "default", {"nodeToNodeMeshEnabled": mesh})
+def _configuration(*, mesh: bool, **more: Any) -> Document:
+    return _document("BGPConfiguration", "default", {"nodeToNodeMeshEnabled": mesh, **more})
 
 
 def _reflectors(world: World) -> list[Document]:
@@ -144,7 +145,8 @@ def reflectors_to_mesh(world: World, verdict: Verdict) -> None:
 
 
 def break_before_make(world: World, verdict: Verdict) -> None:
-    """Control: the reflectors are removed, and only then is there a mesh."""
+    """Control: the reflectors are removed, and only then is there a mesh; nothing is kept."""
+    _apply(world, _configuration(mesh=False, keepLastPeersFor="0s"))
     with world.watching(*_flows(world)) as watch:
         _remove_reflectors(world)
         _wait_sessions(world, lambda _node: set())
@@ -155,6 +157,74 @@ def break_before_make(world: World, verdict: Verdict) -> None:
     world.settled()
     verdict.note(str(watch))
     verdict.must(watch.lost > 20, f"must lose, lost {watch.lost} probes")
+
+
+def migration_and_control(world: World, verdict: Verdict) -> None:
+    """Mesh to reflectors in one change; then the reflectors go, not kept: the control."""
+    mesh_to_reflectors(world, verdict)
+    control = Verdict()
+    break_before_make(world, control)
+    verdict.note(f"then without reflectors: {control.measured[0]}")
+    verdict.must(not control.problems, f"the control: {'; '.join(control.problems)}")
+
+
+def last_peers_until_a_mesh(world: World, verdict: Verdict) -> None:
+    """The reflectors are removed; a while later there is a mesh. The last good ones bridge it."""
+    with world.watching(*_flows(world)) as watch:
+        _remove_reflectors(world)
+        world.wait(lambda: all(_is_keeping(world, node) for node in world.nodes), "being told")
+        world.for_seconds(5.0)
+        _apply(world, _configuration(mesh=True))
+        _wait_sessions(world, _mesh_of(world))
+        world.lab.wait_converged()
+    told = [_is_keeping(world, node) for node in world.nodes]
+    _apply(world, _configuration(mesh=False), *_reflectors(world))
+    world.settled()
+    verdict.note(str(watch))
+    _zero(verdict, watch)
+    verdict.must(not any(told), "status still tells of last good peers")
+
+
+def _is_keeping(world: World, node: str) -> bool:
+    return "last good peers" in str(world.lab.ask(node, "status")["findings"])
+
+
+def selector_matches_nothing(world: World, verdict: Verdict) -> None:
+    """All nodes lose the label by which BGPPeers choose them, as in an upgrade. The sessions are
+    kept for as long as is said; an agent that is killed meanwhile keeps to it; then they go."""
+    nodes = [each for each in resources(world.lab.plan, API_VERSION) if each["kind"] == "Node"]
+    labelled = [
+        _document("Node", each["metadata"]["name"], each["spec"], labels={"bgp": "yes"})
+        for each in nodes
+    ]
+    chosen = [
+        _document("BGPPeer", each["metadata"]["name"],
+                  {**each["spec"], "nodeSelector": "has(bgp)"})
+        for each in _reflectors(world)
+    ]  # fmt: skip
+    kept = _configuration(mesh=False, keepLastPeersFor=f"{LABELS_KEPT_S}s")
+    _apply(world, *labelled, *chosen, kept)
+    world.settled()
+    with world.watching(*_flows(world)) as watch:
+        _apply(world, *nodes)
+        began_s = time.monotonic()
+        world.wait(lambda: all(_is_keeping(world, node) for node in world.nodes), "being told")
+        world.kill("agent-node1")
+        world.start_agent("node1")
+        world.for_seconds(max(0.0, LABELS_KEPT_S - 10 - (time.monotonic() - began_s)))
+    first = str(watch)
+    with world.watching(*_flows(world)) as after:
+        _wait_sessions(world, lambda _node: set())
+        took_s = time.monotonic() - began_s
+        world.for_seconds(2.0)
+    _apply(world, *labelled, *_reflectors(world), _configuration(mesh=False))
+    _wait_sessions(world, lambda _node: set(world.tors))
+    _apply(world, *nodes)
+    world.settled()
+    verdict.note(f"{first} while they were kept; ended after {took_s:.0f} s, then {after}")
+    _zero(verdict, watch)
+    verdict.must(after.lost > 0, "the control within this row: nothing was lost when they went")
+    verdict.must(LABELS_KEPT_S <= took_s <= LABELS_KEPT_S + 5, f"ended after {took_s:.0f} s")
 
 
 def per_rack(world: World, verdict: Verdict) -> None:
@@ -364,6 +434,13 @@ ROWS = [
         _RR, mesh_to_reflectors, control="T0", is_quick=True),
     Row("T2", "reflectors to mesh, removed when the mesh is up", "0 lost",
         _RR, reflectors_to_mesh, control="T0"),
+    Row("R15", "mesh to reflectors in one change of the store; then the reflectors removed",
+        "0 lost; then loss (the control within)", _RR, migration_and_control, control="T0"),
+    Row("R15b", "reflectors removed, 5 s later a mesh: the last good peers bridge it", "0 lost",
+        _RR, last_peers_until_a_mesh, control="T0"),
+    Row("O6c", f"nodes lose the label that BGPPeers select; keepLastPeersFor {LABELS_KEPT_S} s; an "
+        "agent killed meanwhile", "0 lost while they are kept, told; then they go, and that loses",
+        _RR, selector_matches_nothing, control="T0"),
     Row("T3", "peers by rack label, and back to all", "0 lost", _RR, per_rack, control="T0"),
     Row("T4", "one of two reflectors killed for 3 s", "0 lost",
         _RR, one_reflector_dies, control="T0"),

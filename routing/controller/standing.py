@@ -36,11 +36,14 @@ def standing(
     """The status of every IPPool and BGPPeer."""
     overlaps = {p.name: p.text for p in problems if p.reason == "Overlapping"}
     reports = list(reports)
+    outdone = _outdone(snapshot)
     found: dict[Key, ResourceStatus] = {}
     for pool in snapshot.pools:
         found["IPPool", pool.meta.name] = _pool(pool, snapshot, overlaps.get(pool.meta.name))
     for peer in snapshot.peers:
-        found["BGPPeer", peer.meta.name] = _peer(peer, snapshot, reports)
+        found["BGPPeer", peer.meta.name] = _peer(
+            peer, snapshot, reports, outdone.get(peer.meta.name)
+        )
     return found
 
 
@@ -72,8 +75,37 @@ def _pool(pool: IPPoolResource, snapshot: Snapshot, overlap: str | None) -> Reso
     )
 
 
+def _outdone(snapshot: Snapshot) -> dict[str, str]:
+    """BGPPeers that name an address which an older one names for the same nodes: name -> which."""
+    by_address: dict[object, list[tuple[str, set[str]]]] = {}
+    found: dict[str, str] = {}
+    for peer in snapshot.peers:
+        if peer.peer_ip is None:
+            continue
+        older = by_address.setdefault(peer.peer_ip, [])
+        nodes = {node.meta.name for node in snapshot.nodes if _is_selected(peer, node)}
+        for name, others in older:
+            both = sorted(nodes & others)
+            if both:
+                found[peer.meta.name] = (
+                    f"{peer.peer_ip} is named by the older BGPPeer {name!r} too, which is used on "
+                    f"{_first_of(both)}"
+                )
+                break
+        older.append((peer.meta.name, nodes))
+    return found
+
+
+def _first_of(nodes: Sequence[str]) -> str:
+    rest = len(nodes) - NAMED_MAX
+    return ", ".join(nodes[:NAMED_MAX]) + (f" and {rest} more" if rest > 0 else "")
+
+
 def _peer(
-    peer: BGPPeerResource, snapshot: Snapshot, reports: Sequence[NodeStatusResource]
+    peer: BGPPeerResource,
+    snapshot: Snapshot,
+    reports: Sequence[NodeStatusResource],
+    outdone: str | None,
 ) -> ResourceStatus:
     nodes = [node for node in snapshot.nodes if _is_selected(peer, node)]
     names = {node.meta.name for node in nodes}
@@ -93,7 +125,8 @@ def _peer(
         down = _down(sessions, silent if peer.peer_selector is None else ())
     where = peer.node or peer.node_selector or "all()"
     wrong = {
-        "NoMatchingNode": None if nodes else f"no node matches {where!r}",
+        "NoMatchingNode": _no_match(peer, snapshot) if nodes else f"no node matches {where!r}",
+        "Conflicting": outdone,
         "MissingSecret": _missing_secret(peer, snapshot),
         "NotEstablished": down,
     }
@@ -112,7 +145,7 @@ def _peer(
             ),
             *(
                 _problem(kind, wrong[kind], generation)
-                for kind in ("NoMatchingNode", "MissingSecret")
+                for kind in ("NoMatchingNode", "Conflicting", "MissingSecret")
             ),
         ),
     )
@@ -130,6 +163,13 @@ def _down(sessions: Sequence[tuple[str, PeerReport]], silent: Collection[str]) -
         return "no session is wanted by any node"
     rest = len(told) - NAMED_MAX
     return "; ".join(told[:NAMED_MAX]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def _no_match(peer: BGPPeerResource, snapshot: Snapshot) -> str | None:
+    selector = peer.peer_selector
+    if selector is None or any(_matches(selector, node) for node in snapshot.nodes):
+        return None
+    return f"no node matches peerSelector {selector!r}"
 
 
 def _missing_secret(peer: BGPPeerResource, snapshot: Snapshot) -> str | None:

@@ -55,6 +55,7 @@ def encode(snapshot: Snapshot, *, node: str, boot_id: str) -> bytes:
         "filters": _documents(snapshot.filters),
         "blocks": _documents(block_resource(block) for block in snapshot.blocks),
         "bgp": to_document(snapshot.bgp),
+        "peersGoneAt": snapshot.peers_gone_at_s,
     }
     return _sealed(body, node=node, boot_id=boot_id)
 
@@ -78,6 +79,7 @@ def decode(raw: bytes, *, node: str, boot_id: str) -> Snapshot:
             filters=_resources(body, "filters", BGPFilterResource),
             blocks=blocks,
             bgp=_resource(body["bgp"], BGPConfigurationResource),
+            peers_gone_at_s=_moment(body.get("peersGoneAt")),
         )
     except (InvalidResource, KeyError, TypeError, ValueError, AttributeError) as error:
         # Its digest holds, so another version of slash32 wrote it.
@@ -138,6 +140,13 @@ def _opened(raw: bytes, *, node: str) -> tuple[Any, str]:
         raise CacheUnusable("holds no JSON, although its checksum holds") from None
 
 
+def _moment(value: object) -> float | None:
+    """Unix time; versions before this one did not write it."""
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return value
+    raise TypeError(f"{value!r} stands where a moment must be")
+
+
 def _digest(header: bytes, rest: bytes) -> bytes:
     return hashlib.sha256(header + b"\n" + rest).hexdigest().encode()
 
@@ -172,6 +181,7 @@ def essence(snapshot: Snapshot, *, node: str) -> tuple[object, object]:
         _unversioned(snapshot.filters),
         _unversioned((snapshot.bgp,)),
         own,
+        snapshot.peers_gone_at_s,
     )
     return urgent, (_unversioned(snapshot.nodes), snapshot.blocks)
 

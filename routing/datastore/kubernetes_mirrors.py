@@ -104,7 +104,9 @@ class Mirrors:
             for ref in refs
             if (found := self._secret_keys(ref.name).passwords.get(ref.key)) is not None
         }
-        return replace(snapshot_of([*resources, *self._pools()[0]]), passwords=passwords)
+        created = {name: each.created for name, each in self._kinds["BGPPeer"].entries.items()}
+        snapshot = snapshot_of([*resources, *self._pools()[0]], created)
+        return replace(snapshot, passwords=passwords)
 
     def _pools(self) -> tuple[list[IPPoolResource], list[Problem]]:
         return separate(

@@ -382,7 +382,7 @@ class LocalStore:
         stored = with_meta(
             new,
             resource_version=str(row[0][0]),
-            uid=str(uuid.uuid4()) if old is None else old.meta.uid,
+            uid=_new_uid() if old is None else old.meta.uid,
             generation=generation,
         )
         connection.execute(
@@ -410,6 +410,14 @@ class LocalStore:
                     r for r in self._rows(connection, "Block") if isinstance(r, BlockResource)
                 ),
             )
+
+
+def _new_uid() -> str:
+    """A UUID with the time (RFC 9562, version 7); of two BGPPeers the older counts."""
+    moment_ms = time.time_ns() // 1_000_000 & (1 << 48) - 1
+    # Of a random one all but its first 48 bits and the version; the variant is the same.
+    rest = uuid.uuid4().int & (1 << 76) - 1
+    return str(uuid.UUID(int=moment_ms << 80 | 7 << 76 | rest))
 
 
 def _key(resource: Resource) -> Key:

@@ -31,6 +31,13 @@ class Meta:
     uid: str = ""
     generation: int = 0
 
+    @property
+    def created_ms(self) -> str:
+        """When it was made, as 12 hex digits that sort, where the uid tells (RFC 9562, UUIDv7, as
+        the embedded store gives); else "", which is before all others."""
+        digits = self.uid.replace("-", "")
+        return digits[:12] if len(digits) == 32 and digits[12] == "7" else ""
+
 
 @dataclass(frozen=True, slots=True)
 class IPPoolResource:
@@ -209,6 +216,8 @@ class BGPConfigurationResource:
     """Whether pods' /32 and /128 are announced beside the blocks. Off unless asked for."""
     aggregate: bool = True
     """Whether a whole supernet of blocks that this node owns is announced as one prefix."""
+    keep_last_peers_s: int = 600
+    """How long a node keeps its last peers when all are gone at once (last_peers.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,7 +364,10 @@ Resource = (
 class Snapshot:
     """Everything at one moment. ``in_sync`` False means: do not delete anything on its word.
 
-    ``passwords`` holds those that peers refer to and that exist; NodeStatus is never in here.
+    ``peers`` are in the order in which they were made, those of one moment by name: of two that
+    name one address the older is used. ``passwords`` holds those that peers refer to and that
+    exist; NodeStatus is never in here.
+    ``peers_gone_at_s`` (Unix time): since when peers in here are last good ones (last_peers.py).
     """
 
     pools: tuple[IPPoolResource, ...] = ()
@@ -368,6 +380,7 @@ class Snapshot:
     )
     passwords: Mapping[SecretKeyRef, Password] = field(default_factory=dict)
     in_sync: bool = False
+    peers_gone_at_s: float | None = None
 
     def pools_for(self, node: str) -> list[IPPool]:
         """The pools as ``node``'s allocator sees them, in name order.
@@ -438,10 +451,24 @@ def referred_secrets(
     return frozenset(ref for ref in found if ref is not None)
 
 
-def snapshot_of(resources: Iterable[Resource]) -> Snapshot:
-    """A Snapshot in sync of everything a store holds at one moment."""
+def snapshot_of(
+    resources: Iterable[Resource], peers_created: Mapping[str, str] | None = None
+) -> Snapshot:
+    """A Snapshot in sync of everything a store holds at one moment.
+
+    ``peers_created``: when each BGPPeer was made, as text that sorts; from its uid when not given.
+    """
     ordered = sorted(resources, key=lambda resource: resource.meta.name)
-    peers = tuple(r for r in ordered if isinstance(r, BGPPeerResource))
+    peers = tuple(
+        sorted(
+            (r for r in ordered if isinstance(r, BGPPeerResource)),
+            key=lambda peer: (
+                peer.meta.created_ms
+                if peers_created is None
+                else peers_created.get(peer.meta.name, "")
+            ),
+        )
+    )
     configuration = next((r for r in ordered if isinstance(r, BGPConfigurationResource)), None)
     secrets = {r.meta.name: r.passwords for r in ordered if isinstance(r, SecretResource)}
     snapshot = Snapshot(

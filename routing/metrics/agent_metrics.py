@@ -94,6 +94,7 @@ class AgentMetrics:
             cni_phases=self._phases,
             own_blocks=allocator.blocks(),
             ipam_problems=allocator.problems(),
+            last_peers=loop.last_peers,
             store_error=loop.store_error,
             store_read_at_s=loop.store_read_at_s,
             cache_saved_at_s=self._written_at_s(cache_file),

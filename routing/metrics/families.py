@@ -25,6 +25,7 @@ from cni.ipam.block import Block, BlockState
 from cni.timings import Timings
 from routing.datastore.snapshot import Snapshot
 from routing.desired import kind_counts
+from routing.last_peers import LastPeers
 from routing.metrics.fib_tally import FibTally
 from routing.remote import counts_of
 from routing.report import PassReport
@@ -60,6 +61,7 @@ class Observation:
     cni_phases: Timings
     own_blocks: Sequence[tuple[Block, int, int, int]] = ()
     ipam_problems: Sequence[str] = ()
+    last_peers: LastPeers | None = None
     store_error: str | None = None
     store_read_at_s: float | None = None
     cache_saved_at_s: float | None = None
@@ -170,6 +172,16 @@ def _bgp(seen: Observation) -> Iterator[Metric]:
         for reason, number in sorted(by_reason.items()):
             refused.add_metric([*named, reason], number)
     yield from (up, since, flaps, prefixes, refused)
+    yield _gauge(
+        "slash32_bgp_last_peers_kept",
+        "Sessions kept although the store has no peer for them any more (keepLastPeersFor).",
+        0 if seen.last_peers is None else len(seen.last_peers.sessions),
+    )
+    yield _gauge(
+        "slash32_bgp_last_peers_seconds_left",
+        "For how long they are kept still; 0 when none is.",
+        0 if seen.last_peers is None else seen.last_peers.left_s,
+    )
     yield _gauge(
         "slash32_bgp_block_conflicts",
         "Paths to a block from somebody who does not own it; they are not used.",

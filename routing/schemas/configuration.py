@@ -9,6 +9,8 @@ from routing.datastore.kinds.configuration import (
     DEFAULT_ASN,
     IMPORT_ALLOW_MAX,
     INTERFACES_MAX,
+    KEEP_LAST_PEERS_MAX_S,
+    KEEP_LAST_PEERS_S,
     NAME,
     NAMED_COMMUNITIES_MAX,
     NO_SERVICES,
@@ -30,6 +32,7 @@ from routing.schemas.parts import (
     Schema,
     asn,
     cidr,
+    duration,
     flag,
     integer,
     listed,
@@ -122,6 +125,15 @@ SPEC: Schema = mapping(
         "aggregate": flag(
             "Whether blocks of one node that make up a larger prefix are announced as that.",
             default=True,
+        ),
+        "keepLastPeersFor": duration(
+            "How long a node keeps its last peers when all of them are gone at once: deleted, or "
+            "matched by no selector any more. 0s: they go at once.",
+            (
+                f"time <= duration('{KEEP_LAST_PEERS_MAX_S}s')",
+                f"must be at most {KEEP_LAST_PEERS_MAX_S}s",
+            ),
+            default=f"{KEEP_LAST_PEERS_S}s",
         ),
         "ignoredInterfaces": listed(
             "Accepted and without meaning: slash32 announces no interface's networks.",

@@ -79,7 +79,8 @@ def test_a_new_agent_gets_what_the_last_one_saved(files: Files):
 def test_every_field_of_a_snapshot_is_thought_of():
     """A field added to Snapshot must be put into the cache too, or be left out on purpose."""
     assert {field.name for field in fields(Snapshot)} == {
-        *("pools", "nodes", "peers", "filters", "blocks", "bgp", "passwords", "in_sync")
+        *("pools", "nodes", "peers", "filters", "blocks", "bgp", "passwords", "in_sync"),
+        "peers_gone_at_s",
     }
 
 

@@ -229,11 +229,11 @@ def test_peers_are_chosen_by_node_selector_or_for_all():
 
 
 def test_two_peers_of_one_address_have_one_winner_and_a_problem():
-    """Deterministic: the first by name."""
+    """Deterministic: the older, which a snapshot has first."""
     peers = (BGPPeerResource(Meta("b"), TOR, 2), BGPPeerResource(Meta("a"), TOR, 1))
     wanted = desired(inputs(snapshot=snapshot(peers=peers)))
-    assert wanted.peers[TOR].name == "a"
-    assert any("'a' is used" in problem for problem in wanted.problems)
+    assert wanted.peers[TOR].name == "b"
+    assert any("'b', the older one, is used" in problem for problem in wanted.problems)
 
 
 def test_a_peer_without_a_route_to_it_is_a_problem_not_a_session():

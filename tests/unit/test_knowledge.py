@@ -52,12 +52,12 @@ def store():
     )
 
 
-def knowing(store, tmp_path, blocks=None):
+def knowing(store, tmp_path, blocks=None, **more):
     """One agent's, with its cache."""
     cache = SnapshotCache(
         tmp_path / "snapshot", node="node-a", passwords_path=tmp_path / "passwords", boot_id="boot"
     )
-    return Knowledge(node="node-a", store=store, blocks=blocks or FakeBlocks(), cache=cache)
+    return Knowledge(node="node-a", store=store, blocks=blocks or FakeBlocks(), cache=cache, **more)
 
 
 async def test_a_restart_while_the_store_is_away_starts_from_what_was_known(store, tmp_path):
@@ -130,3 +130,26 @@ async def test_what_we_hold_counts_more_than_an_older_snapshot(store, tmp_path):
     versions = {b.node: b.resource_version for b in knowledge.snapshot.blocks}
     assert versions["node-a"] == "newer"
     assert versions["node-b"] != "newer"
+
+
+async def test_the_last_peer_is_kept_through_a_restart_and_told(store, tmp_path):
+    """The store has none any more; sessions are made of what was last good, blocks of the store."""
+    now_s = [1000.0]
+    before = knowing(store, tmp_path, wall=lambda: now_s[0])
+    await before.read()
+    store.remove("BGPPeer", "tor")
+    await before.read()
+    assert before.snapshot.peers == ()
+    assert [p.meta.name for p in before.peering.peers] == ["tor"]
+    assert any("last good peers (tor) are kept for 10 min" in each for each in before.problems)
+
+    after = knowing(store, tmp_path, wall=lambda: now_s[0])
+    assert after.recall()
+    now_s[0] = 1599.0
+    await after.read()
+    assert [p.meta.name for p in after.peering.peers] == ["tor"]
+    assert after.peering.blocks == after.snapshot.blocks
+    now_s[0] = 1600.0
+    await after.read()
+    assert after.peering.peers == ()
+    assert after.problems == []

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from routing.desired import Desired
+from routing.last_peers import LastPeers
 from routing.metrics.agent_metrics import AgentMetrics
 from routing.metrics.observing import Scrape
 from routing.ownership import OwnershipConflict
@@ -156,3 +157,11 @@ def test_a_block_that_two_claim_is_counted():
     report = PassReport(desired=Desired(conflicts=(conflict,)))
     assert value("slash32_bgp_block_conflicts", samples(report=report)) == 1
     assert value("slash32_bgp_block_conflicts", samples()) == 0
+
+
+def test_last_peers_that_are_kept_and_their_time():
+    """Nothing kept is two zeros, so that the alert resolves."""
+    kept = samples(last_peers=LastPeers(("tor1", "tor2"), 120.5, "gone"))
+    assert value("slash32_bgp_last_peers_kept", kept) == 2
+    assert value("slash32_bgp_last_peers_seconds_left", kept) == 120.5
+    assert value("slash32_bgp_last_peers_kept", samples()) == 0

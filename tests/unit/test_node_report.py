@@ -13,6 +13,7 @@ from bgp.paths import PeerStatus, SessionState
 from routing.datastore.resources import from_document, to_document
 from routing.datastore.snapshot import ConditionStatus, StoreError
 from routing.import_policy import RejectedPath
+from routing.last_peers import LastPeers
 from routing.node_report import Noticed, essence, news, node_status
 from routing.ownership import OwnershipConflict
 from routing.reporting import HEARTBEAT_S, Reporter
@@ -55,7 +56,8 @@ def test_a_healthy_node_reports_its_sessions_routes_and_addresses():
     assert peer.since == "2026-11-26T09:59:00Z"
     assert report.routes == {"pod": 1, "block": 1, "remote": 1}
     assert report.addresses == {"used": 1, "resting": 0, "free": 63}
-    assert true(report) == {"Ready": True, "FIBInSync": True, "Established": True}
+    well = {"Ready", "FIBInSync", "Established", "PeersConfigured"}
+    assert true(report) == dict.fromkeys(well, True)
     assert from_document(to_document(report)) == report
 
 
@@ -64,7 +66,8 @@ def test_what_is_wrong_is_a_condition_with_its_sentence():
     gone = {k: v for k, v in belief().actual.items() if k.prefix != REMOTE}
     report = status(seen(actual=gone, sessions={TOR: DOWN}), unready="no address is free")
 
-    assert true(report) == {"Ready": False, "FIBInSync": False, "Established": False}
+    ill = {"Ready", "FIBInSync", "Established"}
+    assert true(report) == {**dict.fromkeys(ill, False), "PeersConfigured": True}
     text = {c.type: c.message for c in report.conditions}
     assert text["Ready"] == "no address is free"
     assert text["FIBInSync"].startswith("route 10.244.2.0/26 is missing")
@@ -131,6 +134,18 @@ def test_conflicts_exhausted_pools_and_rejected_routes_are_news():
     calm = news(seen(), {}, found.noticed)
     again = news(what, {"four": "again"}, calm.noticed)
     assert [reason for reason, *_ in reasons(again)] == ["RouteConflict"] * 2 + ["PoolExhausted"]
+
+
+def test_last_peers_are_a_condition_and_news_once():
+    """With the time that is left, as `slash32 status` says it."""
+    kept = LastPeers(("tor",), 540.0, "the store has no BGPPeer any more")
+    report = status(seen(last_peers=kept))
+    (condition,) = [c for c in report.conditions if c.type == "PeersConfigured"]
+    assert (condition.status, condition.reason) == (ConditionStatus.FALSE, "LastPeersKept")
+    assert "9 min 00 s" in condition.message
+    told = news(seen(last_peers=kept), {}, Noticed())
+    assert reasons(told) == [("LastPeersKept", "Node", "n1")]
+    assert reasons(news(seen(last_peers=kept), {}, told.noticed)) == []
 
 
 class Board:

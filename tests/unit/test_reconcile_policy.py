@@ -108,13 +108,32 @@ async def test_old_sessions_end_only_when_the_new_ones_carry_everything(node: No
 
 
 async def test_control_a_change_in_two_steps_loses_the_route(node: Node):
-    """Break before make: the peer is removed, and only then is there another."""
+    """Break before make: the peer is removed, and only then is there another; its sessions are not
+    to be kept for that while."""
     await node.started()
+    await put(node, BGPConfigurationResource(Meta("default"), keep_last_peers_s=0))
     node.store.remove("BGPPeer", "tor")
     await node.loop.run_pass()
     assert set(node.world.configured) == set()
     await node.loop.run_pass()
     assert hops(node) is None
+
+
+async def test_the_only_peer_is_kept_for_a_while_when_it_is_deleted(node: Node):
+    """Most likely nobody meant it; another that comes meanwhile takes over without a gap."""
+    await node.started()
+    was = hops(node)
+    node.store.remove("BGPPeer", "tor")
+    await node.loop.run_pass()
+    assert set(node.world.configured) == {TOR}
+    assert hops(node) == was
+    assert node.loop.last_peers is not None
+    assert node.loop.snapshot.peers == ()
+
+    await node.store.create(reflector(source_address=ip_address("172.30.0.1")))
+    await node.loop.run_pass()
+    assert set(node.world.configured) == {TOR, RR}
+    assert node.loop.last_peers is None
 
 
 async def test_a_drained_node_says_so_withdraws_and_closes(node: Node):

@@ -55,6 +55,7 @@ def test_a_peer_that_is_up_on_all_its_nodes_is_ready():
         "Ready": ("True", "Established"),
         "Established": ("True", "Established"),
         "NoMatchingNode": ("False", "AsItShouldBe"),
+        "Conflicting": ("False", "AsItShouldBe"),
         "MissingSecret": ("False", "AsItShouldBe"),
     }
     assert {c.observed_generation for c in status.conditions} == {7}
@@ -79,6 +80,11 @@ def test_a_peer_of_no_node_and_a_password_that_is_not_there():
     assert (status.columns["nodes"], status.columns["established"]) == (0, "0/0")
     assert conditions(status)["Ready"] == ("False", "NoMatchingNode")
 
+    nobody = replace(PEER, peer_ip=None, asn=None, peer_selector="role == 'rr'")
+    status = standing(replace(WORLD, peers=(nobody,)), [], [])["BGPPeer", "tor"]
+    assert conditions(status)["NoMatchingNode"] == ("True", "NoMatchingNode")
+    assert "peerSelector" in message(status, "NoMatchingNode")
+
     ref = SecretKeyRef("bgp", "tor")
     secret = replace(WORLD, peers=(replace(PEER, password=ref, node="n1"),))
     status = standing(secret, [], [])["BGPPeer", "tor"]
@@ -86,6 +92,21 @@ def test_a_peer_of_no_node_and_a_password_that_is_not_there():
     assert "'bgp' has no usable key 'tor'" in message(status)
     found = replace(secret, passwords={ref: Password("x")})
     assert conditions(standing(found, [], [])["BGPPeer", "tor"])["MissingSecret"][0] == "False"
+
+
+@pytest.mark.parametrize("name", ["a-twin", "zz-twin"])
+def test_of_two_with_one_address_the_younger_conflicts_whatever_it_is_called(name):
+    """Where both are for a node; the snapshot has the older one first."""
+    twin = replace(PEER, meta=Meta(name), node="n1")
+    found = standing(replace(WORLD, peers=(PEER, twin)), [], [])
+    assert conditions(found["BGPPeer", name])["Ready"] == ("False", "Conflicting")
+    assert "older BGPPeer 'tor' too, which is used on n1" in message(found["BGPPeer", name])
+    assert conditions(found["BGPPeer", "tor"])["Conflicting"][0] == "False"
+
+    apart = standing(
+        replace(WORLD, peers=(replace(PEER, node="n2"), twin)), [], []
+    )  # fmt: skip
+    assert conditions(apart["BGPPeer", name])["Conflicting"][0] == "False"
 
 
 def test_a_pool_counts_its_blocks():

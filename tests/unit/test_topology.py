@@ -176,13 +176,22 @@ def test_a_bgppeer_says_more_of_a_pair_than_the_mesh():
     assert topology.problems == ()
 
 
-def test_the_first_of_two_peers_with_one_address_is_used():
-    """By name, on every node alike; the other is told of."""
-    topology = sessions_for(
-        cluster(BGPPeerResource(Meta("b"), TOR, 2), BGPPeerResource(Meta("a"), TOR, 1)), "n9"
-    )
-    assert [s.name for s in topology.sessions] == ["a"]
-    assert "'a' is used" in topology.problems[0]
+def test_the_older_of_two_peers_with_one_address_is_used():
+    """A snapshot has it first; its name is no matter, on every node alike. The other is told of."""
+    for older, younger in (("b", "a"), ("a", "b")):
+        topology = sessions_for(
+            cluster(BGPPeerResource(Meta(older), TOR, 2), BGPPeerResource(Meta(younger), TOR, 1)),
+            "n9",
+        )
+        assert [(s.name, s.remote_asn) for s in topology.sessions] == [(older, 2)]
+        assert f"'{older}', the older one, is used" in topology.problems[0]
+
+
+def test_sessions_are_in_the_order_of_names_whatever_was_made_first():
+    """The order is a preference, and must not depend on when something was made again."""
+    peers = [BGPPeerResource(Meta(n), ip_address(f"192.0.2.{i}"), i) for i, n in enumerate("cab")]
+    topology = sessions_for(cluster(*peers, mesh=True), "n9")
+    assert [s.name for s in topology.sessions] == ["a", "b", "c", "mesh/n10", "mesh/n100"]
 
 
 def test_a_password_that_is_missing_means_no_session():

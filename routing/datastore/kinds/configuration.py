@@ -6,7 +6,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from routing.datastore.fields import Fields, Malformed, parse_asn, parse_cidr, parse_name
+from routing.datastore.fields import (
+    Fields,
+    Malformed,
+    parse_asn,
+    parse_cidr,
+    parse_duration_s,
+    parse_name,
+)
 from routing.datastore.kinds.attributes import (
     COMMUNITIES_MAX,
     parse_any_community,
@@ -23,6 +30,8 @@ from routing.datastore.snapshot import (
 
 NAME = "default"
 DEFAULT_ASN = 64512
+KEEP_LAST_PEERS_S = 600
+KEEP_LAST_PEERS_MAX_S = 86400
 IMPORT_ALLOW_MAX = 256
 NAMED_COMMUNITIES_MAX = 500
 ADVERTISEMENTS_MAX = 500
@@ -95,7 +104,16 @@ def read(meta: Meta, spec: Fields) -> BGPConfigurationResource:
         prefix_advertisements=_advertisements(spec, _named_communities(spec)),
         export_pod_routes=spec.flag("exportPodRoutes", default=False),
         aggregate=spec.flag("aggregate", default=True),
+        keep_last_peers_s=_keep_last_peers_s(spec),
     )
+
+
+def _keep_last_peers_s(spec: Fields) -> int:
+    key = "keepLastPeersFor"
+    kept_s: int = spec.parsed(key, spec.take(key, f"{KEEP_LAST_PEERS_S}s"), parse_duration_s)
+    if kept_s > KEEP_LAST_PEERS_MAX_S:
+        raise spec.error(key, f"{kept_s}s", f"must be at most {KEEP_LAST_PEERS_MAX_S}s")
+    return kept_s
 
 
 def _named_communities(spec: Fields) -> Mapping[str, str]:
@@ -163,4 +181,6 @@ def spec(resource: BGPConfigurationResource) -> dict[str, Any]:
         document["exportPodRoutes"] = True
     if not resource.aggregate:
         document["aggregate"] = False
+    if resource.keep_last_peers_s != KEEP_LAST_PEERS_S:
+        document["keepLastPeersFor"] = f"{resource.keep_last_peers_s}s"
     return document
