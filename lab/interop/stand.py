@@ -127,6 +127,12 @@ def cluster(asn: int = NODE_ASN) -> list[Document]:
         resource("IPPool", "pods-v6", {"cidr": "fd44:10:244::/112", "blockSize": 122}),
         resource("Node", NODE, {"addresses": addresses, "bgp": {"asNumber": asn}}),
         resource("Node", "far", {"addresses": ["192.0.2.77"], "bgp": {"asNumber": 64699}}),
+        # Each case removes its peers, and the next must find none.
+        resource(
+            "BGPConfiguration",
+            "default",
+            {"nodeToNodeMeshEnabled": False, "keepLastPeersFor": "0s"},
+        ),
         *(block(prefix, NODE) for prefix in OWN_BLOCKS),
         *(block(prefix, "far") for prefix in FAR_BLOCKS),
     ]
