@@ -43,8 +43,8 @@ from cni.wish import PodWishes, WishRefused
 
 log = logging.getLogger(__name__)
 
-VERB_DEADLINE_S = 30.0
-"""kubelet gives a sandbox about four minutes and CRI-O five; the plugin waits for 60 s."""
+VERB_DEADLINE_S = 25.0
+"""The plugin waits for 30 s, and kubelet two minutes at least: so our sentence comes first."""
 
 ADDRESS_ATTEMPTS = 3
 """How many addresses one ADD tries when the host already routes them elsewhere."""

@@ -255,6 +255,17 @@ def set_mtu_and_mac(link: PodLink, ifindex: int) -> Request:
     return Request(nl.RTM_SETLINK, 0, body)
 
 
+def set_name(ifindex: int, ifname: str) -> Request:
+    """Renames a link. Kernels before 6.2 refuse it (EBUSY) while the link is up."""
+    body = nl.IFINFOMSG.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attribute_text(nl.IFLA_IFNAME, ifname)
+    return Request(nl.RTM_SETLINK, 0, body)
+
+
+def set_down(ifindex: int) -> Request:
+    """Takes a link down, and every route over it."""
+    return Request(nl.RTM_SETLINK, 0, nl.IFINFOMSG.pack(AF_UNSPEC, 0, ifindex, 0, nl.IFF_UP))
+
+
 def set_up(ifindex: int) -> Request:
     """Brings a link up. A message of its own: changes to a link that is up walk the IPv6 FIB."""
     return Request(

@@ -32,8 +32,8 @@ REQUEST_MAX_BYTES = 1 << 20
 REPLY_MAX_BYTES = 1 << 20
 RECORDS_DIRECTORY = "deleted"
 RECORDS_MAX = 4096
-DEADLINE_S = 60.0
-"""Longer than the agent's own limit of 30 s, shorter than kubelet's of four minutes."""
+DEADLINE_S = 30.0
+"""Longer than the agent's own limit of 25 s, shorter than any runtime's (kubelet: two minutes)."""
 STATUS_DEADLINE_S = 10.0
 """containerd asks every 5 s; an agent that needs longer than twice that is not ready."""
 SHOWN_CHARS = 60

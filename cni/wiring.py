@@ -378,13 +378,16 @@ class KernelWiring:
             WiringError: there is no such link, or what is wrong could not be mended.
         """
         with _as_wiring_error(link.host_ifname), self._lock:
-            found = self._host_end(link.host_ifname)
+            found, renamed = self._host_end(link.host_ifname), []
+            if found is None:
+                renamed = self._name_back(link)
+                found = self._host_end(link.host_ifname)
             if found is None:
                 raise WiringError(f"link {link.host_ifname} is missing")
             if not _is_ours(found):
                 raise _taken(found)
             link_as_named = _with_alias_of(link, found)
-            wrong = self._host_differences(link_as_named, found)
+            wrong = renamed + self._host_differences(link_as_named, found)
             if not wrong:
                 return []
             if (found.mtu_bytes, found.mac) != (link.mtu_bytes, HOST_MAC):
@@ -507,6 +510,18 @@ class KernelWiring:
         self._socket.must(*settings, hostend.set_up(ifindex))
         if link.ipv6 is not None:
             self._socket.must(hostend.add_gateway_v6(ifindex))
+
+    def _name_back(self, link: PodLink) -> list[str]:
+        """Another hand gave the host end another name: then the rules at the pod's edge, which go
+        by name, do not hold for it. What was wrong, or [] when no link has that alias."""
+        for there in self.read():
+            if there.record.attachment == link.attachment:
+                name = hostend.set_name(there.ifindex, link.host_ifname)
+                refusal = self._socket.execute([name])[0]
+                if refusal is not None:
+                    self._socket.must(hostend.set_down(there.ifindex), name)
+                return [f"name of {link.host_ifname}: found {there.ifname}"]
+        return []
 
     def _host_end(self, ifname: str) -> HostEnd | None:
         found = _read_link(self._socket, ifname)

@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,8 @@ from routing.view_rib import advertised_rows, kernel_rows, path_rows
 log = structlog.get_logger("routing.agent")
 
 FALLBACK_MTU_BYTES = 1500
+MENDED_KEPT = 64
+"""Of what other hands did to pods' links, for the next report: it comes within seconds."""
 SWITCH_INTERVAL_S = 0.0005
 GC_THRESHOLD = 10_000
 """Objects that come before the collector looks for cycles: the default of 700 is three ADDs."""
@@ -157,6 +160,7 @@ class Agent:
             on_change=self._bgp_changed,
         )
         self._journal = Journal(settings.journal_file, clock=time.time)
+        self._mended: deque[tuple[int, str]] = deque(maxlen=MENDED_KEPT)
         self._loop = Reconciler(
             node=settings.node,
             store=store,
@@ -170,6 +174,7 @@ class Agent:
             on_report=lambda before, after: self._journal.note(
                 before, after, self._speaker.sessions()
             ),
+            on_mended=self._note_mended,
             cache=cache,
         )
         self._wishes = pod_wishes(
@@ -422,6 +427,14 @@ class Agent:
             "nodes": sorted(node.meta.name for node in self._loop.snapshot.nodes),
         }
 
+    def _note_mended(self, ifname: str, what: str) -> None:
+        self._journal.add(
+            {"kind": "link", "action": "repaired", "what": ifname, "detail": what,
+             "reason": "another hand changed it"}
+        )  # fmt: skip
+        number = self._mended[-1][0] + 1 if self._mended else 1
+        self._mended.append((number, what))
+
     async def _ipam(self) -> dict[str, Any]:
         """Books, links and blocks of this node, for ``ipam check``."""
         belief = await self._belief()
@@ -489,4 +502,5 @@ class Agent:
             last_peers=self._loop.last_peers,
             unusable=self._speaker.rejections(),
             stale=self._speaker.stale_paths(),
+            mended=tuple(self._mended),
         )

@@ -150,6 +150,7 @@ class Noticed:
     starved: frozenset[str] = frozenset()
     rejections: frozenset[tuple[Address, str]] = frozenset()
     has_last_peers: bool = False
+    mended: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +185,12 @@ def news(belief: Belief, starved: Mapping[str, str], before: Noticed) -> News:
         for what, text in sorted(conflicts.items())
         if what not in before.conflicts
     ]
+    mended = [(number, text) for number, text in belief.mended if number > before.mended]
+    if mended:
+        # One for all: a tool that sweeps /proc/sys changes five things of each of a hundred links.
+        more = f" (and {len(mended) - 1} more)" if len(mended) > 1 else ""
+        text = f"put right what another hand had changed: {mended[0][1]}{more}"
+        events.append(EventNote("Node", belief.node, "PodLinkRepaired", text))
     events += [
         EventNote("IPPool", pool, "PoolExhausted", f"{belief.node}: {text}")
         for pool, text in sorted(starved.items())
@@ -211,6 +218,7 @@ def news(belief: Belief, starved: Mapping[str, str], before: Noticed) -> News:
         # Once told is told: a route that comes and goes is the same news all day.
         rejections=before.rejections | rejected.keys(),
         has_last_peers=belief.last_peers is not None,
+        mended=mended[-1][0] if mended else before.mended,
     )
     return News(noticed, tuple(events))
 

@@ -42,8 +42,9 @@ from routing.part import Allowance, changed_in, part_of
 from routing.remote import counts_of, news_of
 from routing.report import STORE_OUT_OF_SYNC, HeldList, PassReport
 from routing.route_diff import diff_routes
+from routing.route_log import LOGGED_ONE_BY_ONE, RouteLog
 from routing.route_table import RouteTable
-from routing.routes import Address, Prefix, Route, RouteKey, next_hops_text
+from routing.routes import Address, Prefix, Route, RouteKey
 from routing.session_memory import SessionMemory
 from routing.speaking import SpeakerFace
 from routing.telemetry import RepeatFilter
@@ -56,8 +57,6 @@ BACKOFF_FIRST_S = 0.2
 BACKOFF_MAX_S = 10.0
 REPAIRS_AT_ONCE = 20
 READ_INLINE_MAX = 100
-LOGGED_ONE_BY_ONE = 100
-"""Of a bigger change only the numbers are logged: a line a route takes longer than the route."""
 UPDATE_KICK = "bgp:update:"
 NO_RULE = ("bgp:end_of_rib:", "bgp:complete:", "bgp:refreshed:")
 """Kicks that change nothing of what becomes of a path."""
@@ -115,9 +114,11 @@ class Reconciler:
         clock: Callable[[], float],
         resync_s: float = 30.0,
         on_report: Callable[[PassReport, PassReport], None] = lambda _before, _after: None,
+        on_mended: Callable[[str, str], None] = lambda _ifname, _what: None,
         cache: SnapshotCache | None = None,
     ) -> None:
         self._node = node
+        self._on_mended = on_mended
         self._on_report = on_report
         self._edge = edge
         self._store = store
@@ -142,6 +143,7 @@ class Reconciler:
         self._resync_due_s = clock() + resync_s
         self._ended_at_s = clock()
         self._repeats = RepeatFilter()
+        self._route_log = RouteLog(clock)
         self._allowance = Allowance(clock)
         self._pass_done = asyncio.Condition()
         self._in_pass = False
@@ -328,6 +330,7 @@ class Reconciler:
         if is_resync:
             self._resync_due_s = self._clock() + self._resync_s
             await self._release_empty_blocks(failures)
+        self._route_log.flush()
         before = self.report
         self._remember(wanted, found, links, pods, failures, held)
         await asyncio.sleep(0)
@@ -534,29 +537,7 @@ class Reconciler:
             Failure(f"route {failure.key.prefix}", failure.operation, failure.error)
             for failure in failed
         )
-        if len(delta) > LOGGED_ONE_BY_ONE:
-            log.info(
-                "routes_changed",
-                created=len(delta.create),
-                replaced=len(delta.replace),
-                deleted=len(delta.delete),
-                failed=len(keys),
-            )
-            return keys
-        for key, route in delta.create.items():
-            if key not in keys:
-                log.info("route_created", prefix=str(key.prefix), next_hops=next_hops_text(route))
-        for key, (old, new) in delta.replace.items():
-            if key not in keys:
-                log.info(
-                    "route_replaced",
-                    prefix=str(key.prefix),
-                    old=next_hops_text(old),
-                    next_hops=next_hops_text(new),
-                )
-        for key, route in delta.delete.items():
-            if key not in keys:
-                log.info("route_deleted", prefix=str(key.prefix), next_hops=next_hops_text(route))
+        self._route_log.tell(delta, keys)
         return keys
 
     # -- gates -----------------------------------------------------------------------------
@@ -626,6 +607,7 @@ class Reconciler:
                 mended = self._pod_links.repair(link)
                 for what in mended:
                     log.warning("pod_link_repaired", link=pod.ifname, what=what)
+                    self._on_mended(link.host_ifname, what)
                     self.kick("repaired")
                 if not mended:
                     self._sound[pod.ifname] = pod

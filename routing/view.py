@@ -76,6 +76,8 @@ class Belief:
     unusable: Sequence[RejectedRoute] = ()
     stale: Collection[tuple[Address, Prefix]] = ()
     """Paths believed although their session is gone, until it is back or the hold is over."""
+    mended: Sequence[tuple[int, str]] = ()
+    """What another hand did to pods' links and was put right: the newest, numbered from 1."""
 
 
 def peer_rows(belief: Belief) -> list[Row]:

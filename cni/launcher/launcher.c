@@ -4,7 +4,7 @@
  * agent: VERSION, hopeless calls (codes 4 to 7), an agent that is away or too slow (11, STATUS
  * 50), and a DEL without an agent, which it leaves on disk for the agent's next start. */
 #ifndef DEADLINE_MS
-#define DEADLINE_MS 60000 /* for the whole call */
+#define DEADLINE_MS 30000 /* for the whole call */
 #endif
 enum { STATUS_MS = 10000, REQUEST_MAX = 1 << 20, PATH_MAX = 107, RECORDS_MAX = 4096 };
 

@@ -32,6 +32,7 @@ from lab.chaos import (
     security,
     suites,
     topologies,
+    wires,
 )
 from lab.chaos.rows import Result, Row, Stage, Verdict, judge_controls, with_controls
 from lab.chaos.table import document, inserted, line
@@ -52,6 +53,7 @@ MODULES = (
     security,
     suites,
     topologies,
+    wires,
 )
 
 ROWS: list[Row] = [row for module in MODULES for row in module.ROWS]

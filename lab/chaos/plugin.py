@@ -64,9 +64,9 @@ def agent_away(world: World, verdict: Verdict) -> None:
         other, _ = late.enter_context(world.extra_pod("node1", "c5b"))
         world.kill("agent-node1")
         begun_s = time.monotonic()
-        add_code = _code(lambda: plugin.add(other))
+        add_code = code_of(lambda: plugin.add(other))
         took_s = time.monotonic() - begun_s
-        status_code = _code(plugin.status)
+        status_code = code_of(plugin.status)
         plugin.delete(sandbox)
         world.start_agent("node1")
         world.wait(lambda: world.is_healthy("node1"), "the agent")
@@ -78,7 +78,7 @@ def agent_away(world: World, verdict: Verdict) -> None:
     verdict.must(not left, "the recorded DEL was not done")
 
 
-def _code(call: Callable[[], object]) -> int | None:
+def code_of(call: Callable[[], object]) -> int | None:
     """The CNI error code of a call that should be refused; None when it is not."""
     try:
         call()
@@ -125,7 +125,7 @@ def many_at_once(count: int, *, slowest_s: float) -> Callable[[World, Verdict], 
     return run
 
 
-def _pools(**enabled: str) -> str:
+def pools(**enabled: str) -> str:
     """Pools by name, each ``cidr/blockSize`` with a ``!`` before what is disabled."""
     return "---\n".join(
         "apiVersion: slash32.io/v1\nkind: IPPool\n"
@@ -139,18 +139,18 @@ def _pools(**enabled: str) -> str:
 def exhausted(world: World, verdict: Verdict) -> None:
     """A pool of four addresses; the fifth pod; one pod goes."""
     plugin = world.lab.runtime_of("node1")
-    world.apply(_pools(lab_v4="!10.244.0.0/16/26", tiny="10.96.0.0/30/30"))
+    world.apply(pools(lab_v4="!10.244.0.0/16/26", tiny="10.96.0.0/30/30"))
     with ExitStack() as pods:
         made = [pods.enter_context(world.extra_pod("node1", f"t{n}"))[0] for n in range(5)]
-        world.wait(lambda: _code(plugin.status) is None, "STATUS with the new pool")
+        world.wait(lambda: code_of(plugin.status) is None, "STATUS with the new pool")
         for sandbox in made[:4]:
             plugin.add(sandbox)
-        refused = _code(lambda: plugin.add(made[4]))
-        world.wait(lambda: _code(plugin.status) == CANNOT_ADD, "STATUS 50")
+        refused = code_of(lambda: plugin.add(made[4]))
+        world.wait(lambda: code_of(plugin.status) == CANNOT_ADD, "STATUS 50")
         told = _sentence(plugin.status)
         plugin.delete(made[0])
         begun_s = time.monotonic()
-        world.wait(lambda: _code(lambda: plugin.add(made[4])) is None, "an ADD that succeeds")
+        world.wait(lambda: code_of(lambda: plugin.add(made[4])) is None, "an ADD that succeeds")
         back_s = time.monotonic() - begun_s
         for sandbox in made[1:]:
             plugin.delete(sandbox)
@@ -170,7 +170,7 @@ def pool_taken_away(world: World, verdict: Verdict) -> None:
     refused = []
     with world.watching() as watch:
         attempts: tuple[Callable[[], str], ...] = (
-            lambda: world.apply(_pools(lab_v4="10.244.0.0/17/26")),
+            lambda: world.apply(pools(lab_v4="10.244.0.0/17/26")),
             lambda: world.delete("IPPool", "lab-v4"),
         )
         for attempt in attempts:
@@ -178,12 +178,12 @@ def pool_taken_away(world: World, verdict: Verdict) -> None:
                 attempt()
             except LabFailure as error:
                 refused.append(str(error))
-        world.apply(_pools(lab_v4="!10.244.0.0/16/26"))
+        world.apply(pools(lab_v4="!10.244.0.0/16/26"))
         world.for_seconds(3.0)
         with world.extra_pod("node1", "a11") as (sandbox, _):
             given = runtime.addresses_in(plugin.add(sandbox))
             plugin.delete(sandbox)
-        world.apply(_pools(lab_v4="10.244.0.0/16/26"))
+        world.apply(pools(lab_v4="10.244.0.0/16/26"))
         world.settled()
     verdict.note(f"{watch}; {len(refused)} of 2 refused; a new pod had {', '.join(given)}")
     verdict.must(watch.lost == 0, str(watch))

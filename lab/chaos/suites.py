@@ -98,6 +98,9 @@ ROWS = [
         Stage.NO_LAB, suite(f"{_NETNS}/test_first_packet.py::"
                             "test_the_first_packet_after_add_is_answered_at_the_first_request",
                             at_least=1)),
+    Row("K6b", "installed, used, uninstalled, on a machine that others use too",
+        "links, addresses, routes, rules, nexthops, nftables, sysctls, sockets and files as before",
+        Stage.NO_LAB, suite(f"{_NETNS}/test_uninstall.py", at_least=1)),
     Row("A7", "an address or a block comes back between a collector's look and its release",
         "the release does not happen", Stage.NO_LAB,
         suite(f"{_UNIT}/test_collect.py", f"{_UNIT}/test_block_collector.py",

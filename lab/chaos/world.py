@@ -175,6 +175,11 @@ class World:
         argv = [sys.executable, "-c", _REQUEST]
         return json.loads(namespaces.run(argv, namespace=namespace, stdin=request) or "null")
 
+    def events(self, reason: str) -> list[str]:
+        """The sentences of the Kubernetes Events with that reason."""
+        items = self.api("/apis/events.k8s.io/v1/namespaces/default/events")["items"]
+        return [str(item["note"]) for item in items if item["reason"] == reason]
+
     def store_errors(self) -> list[str]:
         """Why agents cannot reach their store, with the node's name; [] when all can."""
         found = []

@@ -644,6 +644,21 @@ def test_check_sees_a_missing_link_a_changed_alias_and_a_foreign_pod_end(fabric,
         wiring.repair(link)
 
 
+@pytest.mark.parametrize("is_down", [False, True], ids=["up", "down"])
+def test_a_renamed_host_end_gets_its_name_back(host, pod, wiring, is_down):
+    """The rules at the pod's edge go by the name: a link without it would be free of them."""
+    link = pod_link(V4, V6)
+    wiring.create(link, pod.fd)
+    wiring.configure_pod(link, pod.fd)
+    if is_down:
+        host.ip(f"link set {link.host_ifname} down")
+    host.ip(f"link set {link.host_ifname} name other0")
+    assert wiring.check(link, pod.fd)[0] == f"link {link.host_ifname} is missing"
+    assert wiring.repair(link)[0] == f"name of {link.host_ifname}: found other0"
+    assert wiring.check(link, pod.fd) == []
+    assert wiring.repair(link) == []
+
+
 def test_repairing_a_missing_link_says_so(wiring):
     """The pair cannot be made again from the host side alone."""
     with pytest.raises(WiringError, match="is missing"):

@@ -108,6 +108,17 @@ def test_a_session_that_goes_down_is_news_once():
     assert reasons(news(seen(sessions={TOR: DOWN}), {}, down.noticed)) == []
 
 
+def test_what_another_hand_did_to_links_is_one_event_each_time():
+    """A tool that sweeps over all links is one piece of news, not hundreds."""
+    what = seen(mended=[(1, "sysctl a: expected 1, found 0"), (2, "sysctl b: expected 1, found 0")])
+    found = news(what, {}, Noticed())
+    assert reasons(found) == [("PodLinkRepaired", "Node", "n1")]
+    assert found.events[0].message.endswith("sysctl a: expected 1, found 0 (and 1 more)")
+    assert reasons(news(what, {}, found.noticed)) == []
+    again = news(seen(mended=[(2, "b"), (3, "c")]), {}, found.noticed)
+    assert again.events[0].message.endswith("changed: c")
+
+
 def test_conflicts_exhausted_pools_and_rejected_routes_are_news():
     """Each once while it lasts; of rejected routes the first of each reason and peer."""
     other = make_path(ip_network("10.9.0.0/24"))
