@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from weakref import WeakValueDictionary
 
 from bgp.nlri import Nlri, family_of, nlri_of, prefix_of
+from bgp.path_table import PathTable
 from bgp.paths import (
     Address,
     Family,
@@ -287,6 +288,10 @@ class AdjRibIn:
     def stale_count(self, peer: Address) -> int:
         """How many they are."""
         return len(self._stale.get(peer, ()))
+
+    def view(self) -> PathTable:
+        """Everything, stale paths included; not a copy."""
+        return PathTable(self._tables)
 
     def paths(self) -> Mapping[tuple[Address, Prefix], Path]:
         """A copy of everything, stale paths included: the caller may await while it looks."""

@@ -44,6 +44,15 @@ def family_of(nlri: Nlri) -> Family:
     return Family.IPV4 if len(nlri) == V4_BYTES else Family.IPV6
 
 
+def do_overlap(one: Nlri, other: Nlri) -> bool:
+    """Whether one of two prefixes contains the other, or both are the same."""
+    size = len(one)
+    if size != len(other):
+        return False
+    beyond = (size - 1) * 8 - min(one[0], other[0])
+    return not (int.from_bytes(one[1:], "big") ^ int.from_bytes(other[1:], "big")) >> beyond
+
+
 def split(data: bytes, start: int, end: int, family: Family) -> tuple[list[Nlri], list[Nlri]]:
     """The prefixes of an NLRI field (RFC 4271 section 4.3), in order.
 

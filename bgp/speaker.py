@@ -37,6 +37,7 @@ from bgp.conf_file import ConfFile
 from bgp.conversation import Conversation, ConversationLost
 from bgp.exabgp_api import Hello
 from bgp.exabgp_commands import ProtocolError
+from bgp.path_table import PathTable
 from bgp.paths import (
     Address,
     Advertisement,
@@ -164,6 +165,10 @@ class Speaker:
     def paths(self) -> Mapping[AdvertisementKey, Path]:
         """Adj-RIB-In of all peers, stale paths included."""
         return self._beliefs.rib.paths()
+
+    def path_table(self) -> PathTable:
+        """The same as a view, for whoever looks at some of it before he awaits anything."""
+        return self._beliefs.rib.view()
 
     def stale_paths(self) -> frozenset[AdvertisementKey]:
         """Those of ``paths`` that await a new announcement or the sweep."""

@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,9 @@ from routing.view import (
     Belief,
     BlockUse,
     PodView,
+    Row,
     block_rows,
+    narrowed,
     peer_rows,
     pod_rows,
     route_rows,
@@ -212,17 +214,20 @@ class Agent:
             {
                 "status": self._view(status_row),
                 "peers": self._view(peer_rows),
-                "routes": self._view(route_rows),
                 "blocks": self._view(block_rows),
                 "pods": self._view(pod_rows),
                 "addresses": self._holders,
                 "nodes": self._nodes,
                 "ipam": self._ipam,
-                "paths": self._view(path_rows),
-                "advertised": self._view(advertised_rows),
-                "kernel": self._view(kernel_rows),
             },
-            {"about": self._about, "release": releases.answer},
+            {
+                "routes": self._table(route_rows),
+                "paths": self._table(path_rows),
+                "advertised": self._table(advertised_rows),
+                "kernel": self._table(kernel_rows),
+                "about": self._about,
+                "release": releases.answer,
+            },
         )
 
     @classmethod
@@ -452,6 +457,16 @@ class Agent:
 
         return answer
 
+    def _table(self, rows: Callable[[Belief], list[Row]]) -> Any:
+        """A view of a table that may be large: all of it, or what concerns one ``prefix``."""
+
+        async def answer(arguments: Mapping[str, Any]) -> Any:
+            prefix = arguments.get("prefix")
+            belief = await self._belief()
+            return rows(narrowed(belief, None if prefix is None else str(prefix)))
+
+        return answer
+
     async def _about(self, arguments: Mapping[str, Any]) -> Any:
         """What this agent knows of the prefixes around some addresses, for ``explain``."""
         return to_json(about(await self._belief(), [str(a) for a in arguments["addresses"]]))
@@ -466,7 +481,7 @@ class Agent:
             desired=report.desired,
             actual=report.actual,
             sessions=self._speaker.sessions(),
-            paths=self._speaker.paths(),
+            paths=self._speaker.path_table(),
             advertised=frozenset(await self._speaker.adj_rib_out())
             if self._speaker.is_connected
             else frozenset(),

@@ -212,7 +212,7 @@ def within_limits(
         else:
             is_closing = session.limit_action is LimitAction.CLOSE
             mine = sorted((p for p in accepted if p.peer == address), key=_prefix_order)
-            detail = f"{address} sends {count} prefixes, maxPrefixes is {limit}"
+            detail = limit_detail(address, count, limit)
             beyond = mine if is_closing else mine[limit:]
             rejected += [RejectedPath(path, MAX_PREFIX, detail) for path in beyond]
             if is_closing:
@@ -221,6 +221,11 @@ def within_limits(
             else:
                 problems.append(f"{said}: what is beyond is not installed")
     return Limits(tuple(rejected), to_close, tuple(problems))
+
+
+def limit_detail(peer: Address, count: int, limit: int | None) -> str:
+    """Why a path is beyond a limit; the same for all of a peer's."""
+    return f"{peer} sends {count} prefixes, maxPrefixes is {limit}"
 
 
 def without(paths: Iterable[Path], rejected: Iterable[RejectedPath]) -> list[Path]:

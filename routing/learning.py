@@ -130,6 +130,10 @@ class Learner:
             or self._resolver.connected(next_hop) is not None
         )
 
+    def accepts(self, path: Path) -> bool:
+        """Whether the import policy alone has nothing against a path."""
+        return self._policy.judge(path) is None
+
     def learn(
         self, paths: Iterable[Path], received: Mapping[Address, int] | None = None
     ) -> Learned:

@@ -23,7 +23,7 @@ from routing.datastore.snapshot import (
 )
 from routing.remote import counts_of, examples_of
 from routing.routes import Address
-from routing.view import Belief, Row, peer_rows, route_rows, status_row
+from routing.view import Belief, Row, odd_routes, peer_rows, status_row
 
 TEXT_MAX_CHARACTERS = 1024
 TOLD_MAX = 3
@@ -77,7 +77,7 @@ def _conditions(belief: Belief, peers: list[Row], unready: str | None) -> Iterat
     yield _condition("Ready", unready, "Serving", "NotReady")
     wrong = [
         f"route {row['prefix']} is {row['state']}: {row['detail'] or 'being repaired'}"
-        for row in route_rows(belief)
+        for row in odd_routes(belief)
         if row["state"] in {"missing", "wrong"}
     ]
     yield _condition("FIBInSync", _listed(wrong), "AsWanted", "RoutesDiffer")

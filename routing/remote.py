@@ -7,30 +7,41 @@ for each such kind of prefix and keeps the answer; a prefix then costs a look-up
 That is the same as asking for each prefix by itself as long as none has a say in what becomes of
 another. Two rules let it: a next hop that is reached through a learned route (``far``), and a limit
 on what a peer may send. Prefixes that the first concerns are judged one by one, together with all
-that may carry their next hops; when a limit acts, everything is judged at once, as it stands.
+that may carry their next hops; of those that the second takes something from, what remains is
+judged by kinds like everything else (``limits.py``).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import overload
 
 from bgp.adj_rib import Offers
 from bgp.nlri import Nlri, nlri_of, prefix_of
 from bgp.paths import Path, PathAttributes
 from routing.classes import PrefixClass, PrefixClasses
-from routing.datastore.snapshot import LimitAction
-from routing.import_policy import WARN_PERCENT, RejectedPath, within_limits
+from routing.import_policy import (
+    MAX_PREFIX,
+    WARN_PERCENT,
+    RejectedPath,
+    limit_detail,
+    within_limits,
+)
 from routing.learning import Learned, Learner, Rules
+from routing.limits import Beyond, beyond, most_of
 from routing.ownership import OwnershipConflict
 from routing.route_table import Hops, hops_of
 from routing.routes import Address, Prefix
 
 MEMO_MAX = 200_000
 """Kinds of prefixes; beyond, all are forgotten and asked for again as they come."""
+
+ASKED_AT_ONCE = 1000
+"""Kinds of prefixes that the rules are asked about in one go."""
 
 Said = tuple[PathAttributes, ...]
 
@@ -65,6 +76,15 @@ class Outcome:
             RejectedPath(attributes.path(prefix), reason, detail)
             for attributes, reason, detail in self.rejected
         )
+
+    def judged(self) -> Said:
+        """What of ``said`` was judged by the rules; the rest is beyond a limit."""
+        beyond_it = {attributes for attributes, reason, _ in self.rejected if reason == MAX_PREFIX}
+        return tuple(each for each in self.said if each not in beyond_it)
+
+    def beyond_limits(self, nlri: Nlri) -> tuple[RejectedPath, ...]:
+        """What of ``nlri`` is beyond a limit; the sentence does not name the prefix."""
+        return tuple(each for each in self.in_words(nlri) if each.reason == MAX_PREFIX)
 
     def refuses_like(self, other: Outcome | None) -> bool:
         """Whether both refuse the same for the same reasons."""
@@ -196,24 +216,28 @@ class Decisions:
     def all(self, offers: Offers) -> Decided:
         """What becomes of every prefix, ``offers`` being all that is said."""
         received = _received(offers)
+        limits = within_limits(received, (), self.rules.sessions)
+        most = most_of(received, self.rules.sessions)
+        taken: Beyond = {}
+        everything = offers
+        if most:
+            taken = beyond(offers, most, self._classes, self.learner.accepts)
+            offers = {**offers, **_without(offers, taken)}
         self._far_hops = self._known_far(offers)
         self._far_numbers = {
             bits: sorted(int(hop) for hop in self._far_hops if hop.max_prefixlen == bits)
             for bits in (32, 128)
         }
-        if self._has_limit_acting(received):
-            learned = self.learner.learn(paths_of(offers), received)
-            self._is_entangled = True
-            return Decided(outcomes_of(offers, learned), learned.to_close, learned.problems)
         far = self._far(offers)
-        self._is_entangled = bool(far)
+        self._is_entangled = bool(far or most)
         outcomes = self._of_kinds(
             {nlri: said for nlri, said in offers.items() if nlri not in far} if far else offers
         )
         if far:
             outcomes.update(self._of_far(far, offers))
-        problems = within_limits(received, (), self.rules.sessions).problems
-        return Decided(outcomes, problems=problems)
+        if taken:
+            outcomes.update(self._limited(taken, everything, outcomes, received))
+        return Decided(outcomes, limits.to_close, limits.problems)
 
     def some(
         self, offers: Offers, received: Mapping[Address, int]
@@ -244,7 +268,8 @@ class Decisions:
         prefix = prefix_of(nlri)
         if nlri != outcome.sample:
             # Those of its kind are rejected for the same reasons, and are told so by name.
-            again = self.learner.learn([each.path(prefix) for each in outcome.said]).rejected
+            paths = [each.path(prefix) for each in outcome.judged()]
+            again = (*self.learner.learn(paths, {}).rejected, *outcome.beyond_limits(nlri))
             if len(again) == len(outcome.rejected):
                 return again
         return outcome.in_words(nlri)
@@ -253,11 +278,12 @@ class Decisions:
         """The same of many prefixes: the rules are asked about all of them at once."""
         shared = {n: o for n, o in refused.items() if n != o.sample}
         again: dict[Prefix, list[RejectedPath]] = {}
-        paths = paths_of({nlri: outcome.said for nlri, outcome in shared.items()})
+        paths = paths_of({nlri: outcome.judged() for nlri, outcome in shared.items()})
         for each in self.learner.learn(paths, {}).rejected if shared else ():
             again.setdefault(each.path.prefix, []).append(each)
         for nlri, outcome in refused.items():
             told = again.get(prefix_of(nlri), []) if nlri in shared else []
+            told += outcome.beyond_limits(nlri) if nlri in shared else ()
             if len(told) == len(outcome.rejected):
                 yield from told
             else:
@@ -265,13 +291,33 @@ class Decisions:
 
     # -- inside --------------------------------------------------------------------------------
 
-    def _has_limit_acting(self, received: Mapping[Address, int]) -> bool:
-        return any(
-            session.max_prefixes is not None
-            and session.limit_action is not LimitAction.WARN
-            and received.get(peer, 0) > session.max_prefixes
-            for peer, session in self.rules.sessions.items()
-        )
+    def _limited(
+        self,
+        taken: Beyond,
+        offers: Offers,
+        remaining: Mapping[Nlri, Outcome],
+        received: Mapping[Address, int],
+    ) -> dict[Nlri, Outcome]:
+        """The outcomes of prefixes that limits have taken something from, by what remains."""
+        sessions = self.rules.sessions
+        details = {
+            peer: limit_detail(peer, received[peer], sessions[peer].max_prefixes)
+            for peer in frozenset().union(*set(taken.values()))
+        }
+        known: dict[tuple[Outcome, Said], Outcome] = {}
+        found: dict[Nlri, Outcome] = {}
+        for nlri, peers in taken.items():
+            rest, said = remaining[nlri], offers[nlri]
+            outcome = known.get((rest, said))
+            if outcome is None:
+                beyond_it = tuple(
+                    (each, MAX_PREFIX, details[each.peer]) for each in said if each.peer in peers
+                )
+                outcome = known[rest, said] = replace(
+                    rest, rejected=rest.rejected + beyond_it, said=said
+                )
+            found[nlri] = outcome
+        return found
 
     def _nears_a_limit(self, received: Mapping[Address, int]) -> bool:
         return any(
@@ -322,12 +368,16 @@ class Decisions:
             if self._remembered > MEMO_MAX:
                 self._remembered = len(unknown)
                 memo.clear()
-            samples = {nlris[0]: said for (_, said), nlris in unknown.items()}
-            answers = outcomes_of(samples, self.learner.learn(paths_of(samples)))
-            for (there, said), nlris in unknown.items():
-                outcome = answers[nlris[0]]
-                memo.setdefault(there, {})[said] = outcome
-                outcomes.update(dict.fromkeys(nlris, outcome))
+            kinds = iter(unknown.items())
+            # Not all at once: a peer that says something else of each of 50,000 prefixes would make
+            # as many of everything that judging one takes, and memory in pieces does not come back.
+            while some := list(islice(kinds, ASKED_AT_ONCE)):
+                samples = {nlris[0]: said for (_, said), nlris in some}
+                answers = outcomes_of(samples, self.learner.learn(paths_of(samples)))
+                for (there, said), nlris in some:
+                    outcome = answers[nlris[0]]
+                    memo.setdefault(there, {})[said] = outcome
+                    outcomes.update(dict.fromkeys(nlris, outcome))
         return outcomes
 
     def _far(self, offers: Offers) -> set[Nlri]:
@@ -364,6 +414,19 @@ def _received(offers: Offers) -> dict[Address, int]:
         for each in said:
             received[each.peer] = received.get(each.peer, 0) + number
     return received
+
+
+def _without(offers: Offers, taken: Beyond) -> dict[Nlri, Said]:
+    """What remains of the prefixes from which something is taken."""
+    alike: dict[tuple[Said, frozenset[Address]], Said] = {}
+    found: dict[Nlri, Said] = {}
+    for nlri, peers in taken.items():
+        said = offers[nlri]
+        left = alike.get((said, peers))
+        if left is None:
+            left = alike[said, peers] = tuple(each for each in said if each.peer not in peers)
+        found[nlri] = left
+    return found
 
 
 def paths_of(offers: Offers) -> Iterator[Path]:
@@ -489,6 +552,11 @@ class RejectedPaths(Sequence[RejectedPath]):
             for nlri, outcome in self._remote.refused.items()
             if not outcome.refuses_like(was(nlri))
         ]
+
+    def only(self, is_asked: Callable[[Nlri], bool]) -> RejectedPaths:
+        """Those of some prefixes."""
+        refused = {n: each for n, each in self._remote.refused.items() if is_asked(n)}
+        return RejectedPaths(Remote(refused=refused, decisions=self._remote.decisions))
 
     def of(self, nlri: Nlri) -> tuple[RejectedPath, ...]:
         """What is not used of one prefix."""

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from bgp.decision import DEFAULT_LOCAL_PREF
 from bgp.paths import Path, Peer
-from routing.routes import Address, Prefix
+from routing.routes import Address
 from routing.view import Belief, Row, next_hops_text
 
 
-def path_rows(belief: Belief, prefixes: Iterable[Prefix] | None = None) -> list[Row]:
+def path_rows(belief: Belief) -> list[Row]:
     """Adj-RIB-In: one row a path, with what became of it (best, not-best, rejected) and why."""
-    wanted = None if prefixes is None else set(prefixes)
     refused = {(r.path.peer, r.path.prefix): r for r in belief.desired.rejected}
     rows = []
     for (peer, prefix), path in belief.paths.items():
-        if wanted is not None and prefix not in wanted:
-            continue
         best = belief.desired.best.get(prefix, ())
         rejection = refused.get((peer, prefix))
         verdict, reason, detail = "not-best", "", ""

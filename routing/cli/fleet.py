@@ -129,12 +129,15 @@ def output_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def hear(where: Where, view: str, command: Sequence[str]) -> Answers:
+def hear(
+    where: Where, view: str, command: Sequence[str], arguments: Mapping[str, Any] | None = None
+) -> Answers:
     """Asks everybody that ``where`` names for a view of the agent's.
 
     Args:
         view: the view of the agent's socket.
         command: the same question as ``slash32`` arguments, for another node.
+        arguments: what narrows the view; an agent that does not know them tells all of it.
 
     Raises:
         Exit: the agent here, or the store that should name the nodes, does not answer; or there is
@@ -145,7 +148,8 @@ def hear(where: Where, view: str, command: Sequence[str]) -> Answers:
     def ask_here(node: str) -> Any:
         del node
         try:
-            return ask(where.run_dir / "agent.sock", view, timeout_s=min(where.timeout_s, 5.0))
+            deadline_s = min(where.timeout_s, 5.0)
+            return ask(where.run_dir / "agent.sock", view, arguments, timeout_s=deadline_s)
         except Unreachable as error:
             raise Exit(str(error), UNREACHABLE) from None
 

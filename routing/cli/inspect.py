@@ -26,12 +26,13 @@ def _run(
     is_bad: Callable[[Row], bool],
     keep: Callable[[Row], bool] = lambda _row: True,
     must_match: bool = False,
+    arguments: Mapping[str, Any] | None = None,
     mend: Callable[[Answers], Rows] = lambda answers: answers.rows(),
 ) -> None:
     """One view of everybody: asked, filtered, printed; ends with the exit code."""
 
     def once() -> int:
-        answers = hear(where, view, command)
+        answers = hear(where, view, command, arguments)
         rows = [row for row in mend(answers) if keep(row)]
         show(rows, columns, output=output, no_headers=no_headers)
         tell_silent(answers.silent)
@@ -238,7 +239,8 @@ def routes(
     _run(
         where,
         view=view,
-        command=["routes", *([flag] if table else [])],
+        command=["routes", *([flag] if table else []), *([prefix] if prefix else [])],
+        arguments={"prefix": prefix} if prefix else None,
         columns=columns,
         output=output,
         no_headers=no_headers,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 
 from routing.explain.evidence import (
@@ -14,11 +14,10 @@ from routing.explain.evidence import (
     SessionFacts,
     WantedRoute,
 )
-from routing.routes import Prefix, Route
-from routing.view import Belief, Row, peer_rows, route_rows
+from routing.routes import Prefix, Route, RouteKey
+from routing.view import Belief, Row, narrowed, peer_rows, route_rows
 from routing.view_rib import path_rows
 
-_Covers = Callable[[Prefix], bool]
 _AS_IN_THE_ROW = (
     *("peer", "name", "asn", "local_asn", "state", "reason"),
     *("received", "accepted", "advertised"),
@@ -32,6 +31,7 @@ def about(belief: Belief, addresses: Iterable[str]) -> AgentEvidence:
         ValueError: one of them is no IP address.
     """
     wanted = [ip_address(text) for text in addresses]
+    narrow = [narrowed(belief, str(address)) for address in wanted]
 
     def covers(prefix: Prefix) -> bool:
         return any(a.version == prefix.version and a in prefix for a in wanted)
@@ -47,13 +47,13 @@ def about(belief: Belief, addresses: Iterable[str]) -> AgentEvidence:
             *(f"{what}: {operation} failed: {error}" for what, operation, error in belief.failures),
         ),
         sessions=tuple(_session(belief, row) for row in peer_rows(belief)),
-        paths=tuple(_paths(belief, covers)),
+        paths=tuple(_paths(narrow)),
         advertised=tuple(
             Announcement(str(peer), str(prefix))
             for peer, prefix in sorted(belief.advertised, key=str)
             if covers(prefix)
         ),
-        wanted=tuple(_wanted(belief, covers)),
+        wanted=tuple(_wanted(narrow)),
         blocks=tuple(
             BlockFacts(str(b.cidr), b.pool, b.node, b.state.value)
             for b in belief.blocks
@@ -72,8 +72,9 @@ def _session(belief: Belief, row: Row) -> SessionFacts:
     )
 
 
-def _paths(belief: Belief, covers: _Covers) -> Iterator[PathFacts]:
-    for row in path_rows(belief, (prefix for _, prefix in belief.paths if covers(prefix))):
+def _paths(narrow: Iterable[Belief]) -> Iterator[PathFacts]:
+    rows = {(row["from"], row["prefix"]): row for each in narrow for row in path_rows(each)}
+    for _, row in sorted(rows.items()):
         yield PathFacts(
             peer=row["from"],
             prefix=row["prefix"],
@@ -85,13 +86,18 @@ def _paths(belief: Belief, covers: _Covers) -> Iterator[PathFacts]:
         )
 
 
-def _wanted(belief: Belief, covers: _Covers) -> Iterator[WantedRoute]:
-    rows = {row["prefix"]: row for row in route_rows(belief) if row["state"] != "rejected"}
-    for key, route in belief.desired.routes.items():
-        if not covers(key.prefix):
-            continue
-        row = rows[str(key.prefix)]
-        yield WantedRoute(str(key.prefix), row["kind"], _hops(route), row["state"], row["detail"])
+def _wanted(narrow: Iterable[Belief]) -> Iterator[WantedRoute]:
+    told: set[RouteKey] = set()
+    for belief in narrow:
+        rows = {row["prefix"]: row for row in route_rows(belief) if row["state"] != "rejected"}
+        for key, route in belief.desired.routes.items():
+            if key in told:
+                continue
+            told.add(key)
+            row = rows[str(key.prefix)]
+            yield WantedRoute(
+                str(key.prefix), row["kind"], _hops(route), row["state"], row["detail"]
+            )
 
 
 def _hops(route: Route) -> tuple[Hop, ...]:

@@ -154,12 +154,21 @@ def one_by_one(wanted: Desired, offers: Offers) -> dict[bytes, Outcome]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(paths, kernel, st.sampled_from([None, 3, 20]), st.sampled_from(list(LimitAction)))
+@given(
+    paths,
+    kernel,
+    st.sampled_from([None, 0, 3, 20]),
+    st.sampled_from([None, None, 2, 5]),
+    st.sampled_from(list(LimitAction)),
+)
 def test_kinds_of_prefixes_are_decided_as_each_of_them_is(
-    all_paths: list[Path], routes, limit: int | None, action: LimitAction
+    all_paths: list[Path], routes, limit: int | None, other: int | None, action: LimitAction
 ):
     """Route, best paths, refusals with their sentences, conflicts: rules, far hops and limits."""
-    peers = (replace(PEERS[0], max_prefixes=limit, limit_action=action), PEERS[1])
+    peers = (
+        replace(PEERS[0], max_prefixes=limit, limit_action=action),
+        replace(PEERS[1], max_prefixes=other),
+    )
     offers = offers_of(all_paths)
     given_now = inputs(snapshot=replace(SNAPSHOT, peers=peers), kernel_routes=routes)
     wanted = desired(replace(given_now, offers=offers))

@@ -31,7 +31,15 @@ from routing.import_policy import RejectedPath
 from routing.journal import Journal
 from routing.report import PassReport
 from routing.routes import NextHop, Route, RouteKey, RouteKind
-from routing.view import Belief, block_rows, peer_rows, pod_rows, route_rows, status_row
+from routing.view import (
+    Belief,
+    block_rows,
+    narrowed,
+    peer_rows,
+    pod_rows,
+    route_rows,
+    status_row,
+)
 from routing.view_rib import advertised_rows, kernel_rows, path_rows
 
 ROOT = Path(__file__).parents[2]
@@ -97,9 +105,20 @@ def agent(tmp_path: Path) -> Iterator[dict[str, Any]]:
 
         return answer
 
+    def table(rows: Any) -> Any:
+        async def answer(arguments: Any) -> Any:
+            box["asked"] = arguments
+            box["told"] = rows(narrowed(box["belief"], arguments.get("prefix")))
+            return box["told"]
+
+        return answer
+
     views = {
-        "status": status_row, "peers": peer_rows, "routes": route_rows, "blocks": block_rows,
-        "pods": pod_rows, "paths": path_rows, "advertised": advertised_rows, "kernel": kernel_rows,
+        "status": status_row, "peers": peer_rows, "blocks": block_rows, "pods": pod_rows,
+    }  # fmt: skip
+    tables = {
+        "routes": route_rows, "paths": path_rows, "advertised": advertised_rows,
+        "kernel": kernel_rows,
     }  # fmt: skip
 
     async def nodes() -> Any:
@@ -107,7 +126,9 @@ def agent(tmp_path: Path) -> Iterator[dict[str, Any]]:
 
     loop = asyncio.new_event_loop()
     server = ControlServer(
-        tmp_path / "agent.sock", {"nodes": nodes} | {k: view(v) for k, v in views.items()}
+        tmp_path / "agent.sock",
+        {"nodes": nodes} | {k: view(v) for k, v in views.items()},
+        {k: table(v) for k, v in tables.items()},
     )
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -193,6 +214,9 @@ def test_the_flags_of_routes_choose_what_they_say(agent):
     assert len(json.loads(local(agent, "routes", "--stale", "-o", "json").stdout)) == 1
     inside = local(agent, "routes", "10.244.2.9", "-o", "json")
     assert [row["prefix"] for row in json.loads(inside.stdout)] == ["10.244.2.0/26"]
+    # Of a table of 100,000 the agent makes and sends no more than that.
+    assert agent["asked"] == {"prefix": "10.244.2.9"}
+    assert [row["prefix"] for row in agent["told"]] == [str(FAR)]
     assert local(agent, "routes", "203.0.113.1").exit_code == 1
     assert local(agent, "routes", "nonsense").exit_code == 2
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_network
 from typing import Any
 
-from bgp.paths import Path, Peer, PeerStatus, SessionState
+import pytest
+
+from bgp.adj_rib import AdjRibIn
+from bgp.paths import Path, Peer, PeerStatus, SessionState, Update
 from bgp.sessions import RejectedRoute
 from cni.attachment import Attachment, PodRef
 from cni.ipam.block import Block, BlockState
-from routing.desired import Desired
+from routing.datastore.snapshot import BGPPeerResource, Meta
+from routing.desired import Desired, desired
 from routing.import_policy import RejectedPath
+from routing.route_table import RouteTable
 from routing.routes import NextHop, Route, RouteKey, RouteKind
 from routing.topology import AbsentPeer, SessionIntent, SessionKind
 from routing.view import (
@@ -19,11 +25,15 @@ from routing.view import (
     BlockUse,
     PodView,
     block_rows,
+    narrowed,
     peer_rows,
     pod_rows,
     route_rows,
     status_row,
 )
+from routing.view_rib import advertised_rows, kernel_rows, path_rows
+from tests.unit.test_desired import inputs, snapshot
+from tests.unit.test_desired import path as learned
 
 TOR = ip_address("172.30.0.0")
 BLOCK = ip_network("10.244.1.0/26")
@@ -208,3 +218,71 @@ def test_what_is_wrong_with_blocks_is_a_finding():
     """Such as a block that another node took over while its addresses are in use here."""
     sentence = "block 10.244.1.0/26 is now node-2's"
     assert sentence in status_row(belief(ipam_problems=[sentence]))["findings"]
+
+
+def big_belief() -> Belief:
+    """Learned routes as a pass makes them: good, junk, beyond a limit, wrong, gone, left over."""
+    snapshot_ = snapshot(peers=(BGPPeerResource(Meta("tor"), TOR, 64512, max_prefixes=20),))
+    rib = AdjRibIn()
+    blocks = [learned(f"10.244.{n}.0/26") for n in range(10, 40)]
+    junk = [learned(f"10.244.100.{n}/32") for n in range(9)]
+    rib.apply(Update(TOR, (*blocks, *junk, learned("203.0.113.0/24"))))
+    wanted = desired(replace(inputs(snapshot=snapshot_), offers=rib.offers()))
+    actual = RouteTable.of(wanted.routes).copy()
+    actual.drop(RouteKey(ip_network("10.244.12.0/26")))
+    actual.put(make_route(ip_network("10.244.13.0/26"), NextHop("uplink1", TOR)))
+    for number in (200, 201):
+        actual.put(make_route(ip_network(f"10.244.{number}.0/26"), NextHop("uplink0", TOR)))
+    return belief(
+        desired=wanted,
+        actual=actual,
+        paths=rib.view(),
+        held=[("route 10.244.200.0/26", "store-out-of-sync")],
+        unusable=[RejectedRoute(TOR, ip_network("10.244.220.0/26"), "next-hop-missing")],
+    )
+
+
+def test_what_status_counts_is_what_the_rows_say():
+    """It makes the rows of what is wrong, and of nothing else."""
+    seen = big_belief()
+    rows = route_rows(seen)
+    told = Counter(row["state"] for row in rows)
+    assert set(told) == {"ok", "missing", "wrong", "held", "stray", "rejected"}
+    status = status_row(seen)["routes"]
+    by_kind = Counter(row["kind"] for row in rows if row["state"] == "ok")
+    assert status == {
+        "ok": told["ok"],
+        "not_ok": told["missing"] + told["wrong"] + told["stray"],
+        "held": told["held"],
+        "rejected": told["rejected"],
+        "by_kind": by_kind,
+    }
+    peer = next(row for row in peer_rows(seen) if row["peer"] == str(TOR))
+    assert (peer["received"], peer["accepted"]) == (40, 20)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["10.244.13.0/26", "10.244.12.7", "10.244.100.0/24", "10.244.0.0/16", "0.0.0.0/0",
+     "10.0.0.0/30", "10.244.200.1", "10.244.220.0/26", "2001:db8::/32", "203.0.113.0/24",
+     "10.244.39.0/26"],
+)  # fmt: skip
+def test_narrowed_is_the_same_rows_and_no_others(asked: str):
+    """What one asks of one prefix does not depend on how the agent finds it."""
+    seen = big_belief()
+    wanted = ip_network(asked)
+    narrow = narrowed(seen, asked)
+    for rows in (route_rows, path_rows, advertised_rows, kernel_rows):
+        assert rows(narrow) == [
+            row
+            for row in rows(seen)
+            if (net := ip_network(row["prefix"])).version == wanted.version and net.overlaps(wanted)
+        ]
+
+
+def test_narrowed_by_nonsense_is_the_askers_error():
+    """And by nothing is everything."""
+    seen = belief()
+    assert narrowed(seen, None) is seen
+    with pytest.raises(ValueError, match="does not appear"):
+        narrowed(seen, "nonsense")
