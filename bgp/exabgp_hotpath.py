@@ -10,7 +10,8 @@ nothing of ours is imported, and each change is shaped so that it can be offered
 * ``Protocol.read_message``: UPDATEs at the head of that buffer that are *known good* are handed on
   together, undecoded, in one line ``{"slash32":"updates","peer":...,"ebgp":...,"raw":...}``. Known
   good: the attributes, byte by byte, have passed ExaBGP's own full decoder in this very session
-  without any remark, in a message with the same fields in use; all are of types that our decoder
+  without any remark, in a message with the same fields in use, or exabgp_certain.py, where that is
+  installed, has found that they could not but pass; all are of types that our decoder
   reads or may ignore; and the prefixes are whole (no length beyond the family's, nothing left
   over). Everything else, also every first of its kind, End-of-RIB and every other message type,
   takes the original's way, in order. So whatever would make the original send a NOTIFICATION,
@@ -303,7 +304,7 @@ def _known_good_at_once() -> None:
         while not _has_message(buffer, connection.msg_size):
             if not _receive(connection):
                 yield module._NOP
-        raw, count = take(connection, buffer, known)
+        raw, count = take(self, buffer, known)
         if count:
             self.peer.stats["receive-update"] += count
             write(self, raw)
@@ -328,18 +329,19 @@ def _known_good_at_once() -> None:
             and self.negotiated.asn4
         )
 
-    def take(connection: Any, buffer: bytearray, known: Known) -> tuple[bytearray, int]:
+    def take(self: Any, buffer: bytearray, known: Known) -> tuple[bytearray, int]:
         """The known good UPDATEs at the head of the buffer, each after its length."""
         raw, count, offset = bytearray(), 0, 0
+        longest = self.connection.msg_size
         size = len(buffer)
         most = min(size, BATCH_BYTES) - _HEADER_BYTES
         while offset <= most and buffer[offset + 18] == _UPDATE:
             length = (buffer[offset + 16] << 8) | buffer[offset + 17]
             end = offset + length
-            if end > size or length > connection.msg_size:
+            if end > size or length > longest or buffer[offset : offset + 16] != _MARKER:
                 break
             body = bytes(buffer[offset + _HEADER_BYTES : end])
-            if not known.has(body) or buffer[offset : offset + 16] != _MARKER:
+            if not known.has(body) and not is_certain(self, known, body):
                 break
             raw += buffer[offset + 16 : offset + 18]
             raw += body
@@ -347,6 +349,16 @@ def _known_good_at_once() -> None:
             offset = end
         del buffer[:offset]
         return raw, count
+
+    def is_certain(self: Any, known: Known, body: bytes) -> bool:
+        judge = getattr(self, "slash32_is_certainly_sound", None)
+        if judge is None:
+            return False
+        shape = shape_of(body)
+        if shape is None or not judge(shape):
+            return False
+        known.add(shape)
+        return True
 
     def write(self: Any, raw: bytearray) -> None:
         processes = self.peer.reactor.processes

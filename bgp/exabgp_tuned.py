@@ -2,9 +2,9 @@
 
     python3 -I exabgp_tuned.py server exabgp.conf
 
-What is replaced, and why, is in four files that are loaded from here: exabgp_habits.py (what a
-node cannot live with), exabgp_attributes.py (RFC 7606), exabgp_hotpath.py (speed) and
-exabgp_turns.py (idle CPU). No code of ExaBGP is copied, and its files stay as they are.
+What is replaced, and why, is in files that are loaded from here: exabgp_habits.py (what a node
+cannot live with), exabgp_attributes.py (RFC 7606), exabgp_hotpath.py and exabgp_certain.py (speed),
+and exabgp_turns.py (idle CPU). No code of ExaBGP is copied, and its files stay as they are.
 
 They are changes of ExaBGP's inside, so none is made unless this is exactly the ExaBGP they were
 written for: the version, and a fingerprint of the source of every function that is replaced or
@@ -30,7 +30,8 @@ VERSION = "5.0.15"
 MODE = "SLASH32_EXABGP_MODE"
 TUNED, STOCK = "tuned", "stock"
 PARTS = (
-    "exabgp_habits.py", "exabgp_attributes.py", "exabgp_hotpath.py", "exabgp_turns.py",
+    "exabgp_habits.py", "exabgp_attributes.py", "exabgp_hotpath.py", "exabgp_certain.py",
+    "exabgp_turns.py",
 )  # fmt: skip
 """In the order in which they are installed: a later one may wrap what an earlier one replaced."""
 

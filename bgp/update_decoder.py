@@ -378,7 +378,8 @@ def _words(block: bytes) -> dict[str, Any]:
         elif kind == 10:
             words["cluster-list"] = [str(ip_address(value[i : i + 4])) for i in _every(value, 4)]
         elif kind == 32:
-            words["large-community"] = [list(each) for each in sorted(_numbers(value, 4, 3))]
+            # Each once (RFC 8092 section 5), as ExaBGP has them.
+            words["large-community"] = [list(each) for each in sorted({*_numbers(value, 4, 3)})]
     return words
 
 

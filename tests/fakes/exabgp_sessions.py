@@ -68,6 +68,17 @@ def hot_path() -> Iterator[ModuleType]:
 
 
 @contextmanager
+def certain() -> Iterator[ModuleType]:
+    """With the hot path: what need not be decoded even once is not; taken back at the end."""
+    module = load("exabgp_certain")
+    module.install()
+    try:
+        yield module
+    finally:
+        del Protocol.slash32_is_certainly_sound
+
+
+@contextmanager
 def rfc_7606() -> Iterator[ModuleType]:
     """Malformed attributes judged by us before ExaBGP's decoder; taken back at the end."""
     before = Attributes.parse

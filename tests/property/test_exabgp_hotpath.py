@@ -1,12 +1,13 @@
 """ExaBGP with our hot path reads any stream as the stock one does: the agent hears the same routes,
 in the same order, and the session ends the same way (same NOTIFICATION, or none), with the same
 counts; both without and with our judgement of malformed attributes before the decoder, which is
-where they may differ from ExaBGP as it comes (test_exabgp_attributes.py). So it is also the test of
-our decoder, with ExaBGP's own as the oracle."""
+where they may differ from ExaBGP as it comes (test_exabgp_attributes.py); and both with each first
+UPDATE of its kind decoded by ExaBGP, and with those that are certainly sound never seen by it. So
+it is also the test of our decoder, with ExaBGP's own as the oracle."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from ipaddress import ip_address
 
 import pytest
@@ -26,7 +27,7 @@ from tests.fakes.bgp_wire import (
     unreach,
     update,
 )
-from tests.fakes.exabgp_sessions import Session, hot_path, rfc_7606
+from tests.fakes.exabgp_sessions import Session, certain, hot_path, rfc_7606
 
 PEER = 64512
 GLOBAL = ip_address("2001:db8::2").packed
@@ -52,6 +53,10 @@ more = st.sampled_from(
         attribute(17, bytes([2, 1, 0, 0, 0xFD, 0xE9]), 0xC0),
         attribute(5, (100).to_bytes(4, "big")),
         attribute(32, bytes(range(24)), 0xC0),
+        attribute(32, bytes(range(12)) * 2, 0xC0),  # one, twice
+        attribute(6, b"") + attribute(7, bytes([0, 0, 252, 0, 192, 0, 2, 2]), 0xC0),
+        attribute(8, bytes.fromhex("fde80001"), 0xE0),  # PARTIAL
+        attribute(16, bytes.fromhex("0002fde800000001"), 0xC0),
         attribute(8, bytes.fromhex("ffffff01fde80001fde80001"), 0xC0),
         attribute(9, bytes([192, 0, 2, 9]), 0x80) + attribute(10, bytes(range(1, 9)), 0x80),
         b"\x40",
@@ -106,10 +111,15 @@ def said(session: Session) -> list[object]:
     return [*found, routes, refused]
 
 
-def both(stream: bytes, cuts: list[int]) -> tuple[Session, str, Session, str]:
+def both(
+    stream: bytes, cuts: list[int], *, is_certain: bool = False
+) -> tuple[Session, str, Session, str]:
     stock = Session(peer_asn=PEER)
     stock_end = stock.feed(stream, cuts)
-    with hot_path():
+    with ExitStack() as stack:
+        stack.enter_context(hot_path())
+        if is_certain:
+            stack.enter_context(certain())
         tuned = Session(peer_asn=PEER)
         tuned_end = tuned.feed(stream, cuts)
     return stock, stock_end, tuned, tuned_end
@@ -121,16 +131,19 @@ def both(stream: bytes, cuts: list[int]) -> tuple[Session, str, Session, str]:
     st.lists(st.integers(0, 2000), max_size=4),
     st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), max_size=2),
     st.booleans(),
+    st.booleans(),
 )
-def test_any_stream_is_read_as_stock_reads_it(drawn, cuts, flips, is_judged):
+def test_any_stream_is_read_as_stock_reads_it(drawn, cuts, flips, is_judged, is_certain):
     """Well made, malformed, cut anywhere, with bytes changed: header, attributes or prefixes."""
     stream = bytearray(b"".join(drawn))
     for place, value in flips:
         if place < len(stream):
             stream[place] = value
     where = sorted(min(cut, len(stream)) for cut in cuts)
-    with rfc_7606() if is_judged else nullcontext():
-        stock, stock_end, tuned, tuned_end = both(bytes(stream), where)
+    with ExitStack() as stack:
+        if is_judged:
+            stack.enter_context(rfc_7606())
+        stock, stock_end, tuned, tuned_end = both(bytes(stream), where, is_certain=is_certain)
     assert said(tuned) == said(stock)
     assert tuned_end == stock_end
     assert tuned.protocol.peer.stats == stock.protocol.peer.stats

@@ -37,7 +37,8 @@ def test_the_setting_makes_it_stock():
 
 
 @pytest.mark.parametrize(
-    "part", ["exabgp_habits", "exabgp_attributes", "exabgp_hotpath", "exabgp_turns"]
+    "part",
+    ["exabgp_habits", "exabgp_attributes", "exabgp_hotpath", "exabgp_certain", "exabgp_turns"],
 )
 def test_one_function_that_differs_makes_it_stock(part, monkeypatch, tmp_path):
     """Half of the changes on another ExaBGP is what nobody has tested."""

@@ -1,0 +1,166 @@
+"""Which UPDATEs ExaBGP 5.0.15 need not decode even once. Loaded by exabgp_tuned.py.
+
+exabgp_hotpath.py hands on UPDATEs whose attributes have passed ExaBGP's own decoder in this
+session. The first of each kind still takes the long way: decoded in full, written as JSON, read as
+JSON; 1 to 2 ms of CPU over the processes. In a cluster every node's block is a path of its own, so
+that is most of what a table of some thousand routes costs.
+
+Here an UPDATE is looked at, in a hundredth of that, for whether ExaBGP's decoder could do anything
+but accept it as it stands. It could not, where each attribute is one of those below, once, with
+exactly the flags of its RFC and a value of the one sound form; an MP_REACH_NLRI or
+MP_UNREACH_NLRI is of a negotiated family, without ADD-PATH, its next hop of the family's size; and
+the prefixes are whole (which exabgp_hotpath.py has seen). **Certain** is meant: whatever is
+unusual, be it allowed or not (a PARTIAL bit, an extended community, an attribute that is there
+twice, one of a type not listed), is left to the full decoder.
+
+Nothing is replaced: ``Protocol`` gets a method that exabgp_hotpath.py asks if it is there. None of
+ExaBGP's code is copied, nothing of ours is imported. The fingerprints are of every decoder whose
+mind is read here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+_ATTRIBUTE = "exabgp.bgp.message.update.attribute"
+
+FINGERPRINTS = {
+    f"{_ATTRIBUTE}.attribute:Attribute._registry_key": "d2dea4bbb412dc8b",
+    f"{_ATTRIBUTE}.attribute:Attribute.unpack": "5ee651e4a58ad828",
+    f"{_ATTRIBUTE}.attributes:Attributes._parse_one": "3a23a3ce12cfa67b",
+    f"{_ATTRIBUTE}.attributes:Attributes.reconcile_four_octet_as": "6439ca923ebc5fb0",
+    f"{_ATTRIBUTE}.origin:Origin.unpack": "634e3f0155bb3a43",
+    f"{_ATTRIBUTE}.aspath:ASPath._new_aspaths": "9fba0e0c3c899896",
+    f"{_ATTRIBUTE}.aspath:ASPath.unpack": "baccee96470c60e7",
+    f"{_ATTRIBUTE}.nexthop:NextHop.unpack": "6667ad6c387b9fb0",
+    f"{_ATTRIBUTE}.med:MED.unpack": "0d1bd652400227f1",
+    f"{_ATTRIBUTE}.localpref:LocalPreference.unpack": "3b706515e8d9df68",
+    f"{_ATTRIBUTE}.atomicaggregate:AtomicAggregate.unpack": "5d0347ae566e6689",
+    f"{_ATTRIBUTE}.aggregator:Aggregator.unpack": "142aa2967e281a6e",
+    f"{_ATTRIBUTE}.community.initial.communities:Communities.unpack": "f8a131a66bfecbe9",
+    f"{_ATTRIBUTE}.community.large.communities:LargeCommunities.unpack": "f987b8a05015b8d3",
+    f"{_ATTRIBUTE}.originatorid:OriginatorID.unpack": "2b1be6e17cccc930",
+    f"{_ATTRIBUTE}.clusterlist:ClusterList.unpack": "a98c1a7511db43d4",
+    f"{_ATTRIBUTE}.mprnlri:MPRNLRI.unpack": "9096c8e9b92c315c",
+    f"{_ATTRIBUTE}.mpurnlri:MPURNLRI.unpack": "3352a7bc8f3273ec",
+    "exabgp.bgp.message.update:Update.unpack_message": "0dbbe84626d1243a",
+    "exabgp.bgp.message.update.nlri.inet:INET.unpack_nlri": "f3a2f4e158406eae",
+}
+"""module:function to the first 16 digits of the SHA-256 of its source text."""
+
+_WELL_KNOWN, _OPTIONAL, _OPTIONAL_TRANSITIVE = 0x40, 0x80, 0xC0
+_EXTENDED_LENGTH = 0x10
+_MP_REACH = 14
+_IPV4, _IPV6 = b"\x00\x01\x01", b"\x00\x02\x01"
+_IPV6_HOPS = 16, 32
+"""Octets: a global address, alone or before a link-local one (RFC 2545 section 3)."""
+
+Shape = tuple[bytes, ...]
+"""As exabgp_hotpath.py has them: (fields in use, attributes); or, with an attribute of RFC 4760,
+(fields, attributes before it, its flags and type, its value without prefixes, those after)."""
+
+
+def _of_size(size: int) -> Callable[[bytes], bool]:
+    return lambda value: len(value) == size
+
+
+def _list_of(size: int) -> Callable[[bytes], bool]:
+    return lambda value: len(value) > 0 and not len(value) % size
+
+
+def _is_origin(value: bytes) -> bool:
+    return len(value) == 1 and value[0] <= 2
+
+
+def _is_as_path(value: bytes) -> bool:
+    """Whole segments, none empty, of AS_SET and AS_SEQUENCE; four octets an AS number."""
+    size, offset = len(value), 0
+    while offset + 2 <= size:
+        if value[offset] not in (1, 2) or not value[offset + 1]:
+            return False
+        offset += 2 + 4 * value[offset + 1]
+    return offset == size
+
+
+_SOUND: dict[int, tuple[int, Callable[[bytes], bool]]] = {
+    1: (_WELL_KNOWN, _is_origin),
+    2: (_WELL_KNOWN, _is_as_path),
+    3: (_WELL_KNOWN, _of_size(4)),
+    4: (_OPTIONAL, _of_size(4)),
+    5: (_WELL_KNOWN, _of_size(4)),
+    6: (_WELL_KNOWN, _of_size(0)),
+    7: (_OPTIONAL_TRANSITIVE, _of_size(8)),
+    8: (_OPTIONAL_TRANSITIVE, _list_of(4)),
+    9: (_OPTIONAL, _of_size(4)),
+    10: (_OPTIONAL, _list_of(4)),
+    32: (_OPTIONAL_TRANSITIVE, _list_of(12)),
+}
+"""The flags of each type, and what its value must be."""
+
+
+def are_sound(attributes: bytes) -> bool:
+    """Whether each is one of those above, once and whole, and exactly as it should be."""
+    offset, size = 0, len(attributes)
+    seen = 0
+    while offset < size:
+        if offset + 3 > size:
+            return False
+        flags, kind = attributes[offset], attributes[offset + 1]
+        start = offset + 3
+        end = start + attributes[offset + 2]
+        if flags & _EXTENDED_LENGTH:
+            if start >= size:
+                return False
+            flags ^= _EXTENDED_LENGTH
+            end = start + 1 + (attributes[offset + 2] << 8 | attributes[start])
+            start += 1
+        rule = _SOUND.get(kind)
+        if rule is None or end > size or seen >> kind & 1 or flags != rule[0]:
+            return False
+        if not rule[1](attributes[start:end]):
+            return False
+        seen |= 1 << kind
+        offset = end
+    return True
+
+
+def is_certain(shape: Shape, hop_sizes: Mapping[bytes, Collection[int]]) -> bool:
+    """Whether ExaBGP's decoder would have no remark on an UPDATE of this shape.
+
+    Args:
+        hop_sizes: how many octets the next hop in an MP_REACH_NLRI may have, of each family (AFI
+            and SAFI) that was negotiated, without ADD-PATH.
+    """
+    if len(shape) == 2:
+        return are_sound(shape[1])
+    _fields, before, kind, head, after = shape
+    sizes = hop_sizes.get(head[:3])
+    if sizes is None or kind[0] & ~_EXTENDED_LENGTH != _OPTIONAL:
+        return False
+    if kind[1] == _MP_REACH and head[3] not in sizes:
+        return False
+    return are_sound(before + after)
+
+
+def install() -> None:
+    """Gives ``Protocol`` the method. Called once, with the fingerprints checked."""
+    module = importlib.import_module("exabgp.reactor.protocol")
+    families = importlib.import_module("exabgp.protocol.family")
+    afi, safi = families.AFI, families.SAFI
+
+    def is_certainly_sound(self: Any, shape: Shape) -> bool:
+        negotiated = self.negotiated
+        hop_sizes = {}
+        for code, family, sizes in (
+            # With RFC 8950 an IPv4 route may have a next hop of either family.
+            (_IPV4, afi.ipv4, (4, *_IPV6_HOPS) if negotiated.nexthop else (4,)),
+            (_IPV6, afi.ipv6, _IPV6_HOPS),
+        ):
+            place = family, safi.unicast
+            if place in negotiated.families and not negotiated.addpath.receive(*place):
+                hop_sizes[code] = sizes
+        return bool(negotiated.asn4) and is_certain(shape, hop_sizes)
+
+    module.Protocol.slash32_is_certainly_sound = is_certainly_sound
