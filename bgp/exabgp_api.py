@@ -305,7 +305,18 @@ def _notification_text(value: object) -> str:
         return _printable(value)
     code = integer_of(value.get("code"), "notification code")
     subcode = integer_of(value.get("subcode"), "notification subcode")
-    return _printable(notification_text(code, subcode, str(value.get("message") or "")))
+    message, data = str(value.get("message") or ""), _octets(value.get("data"))
+    return _printable(notification_text(code, subcode, message, data))
+
+
+def _octets(value: object) -> bytes:
+    """``0x0000FC59`` as octets; b"" for anything else, for it is only for people."""
+    if not isinstance(value, str) or not value.startswith("0x"):
+        return b""
+    try:
+        return bytes.fromhex(value[2:])
+    except ValueError:
+        return b""
 
 
 def _printable(value: object) -> str:

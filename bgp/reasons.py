@@ -8,9 +8,14 @@ has sent along (RFC 9003) is kept.
 from __future__ import annotations
 
 import re
+from ipaddress import IPv4Address
 
 NOTIFIED = "notification"
 """How ExaBGP begins the reason of a session that a NOTIFICATION ended, sent or received."""
+
+TEXT_MIN_OCTETS = 5
+"""Fewer octets that happen to be letters are a number."""
+HEX_MAX_OCTETS = 16
 
 CLOSED_BY_US = "graceful restarted negotiated, closing without sending any notification"
 """The reason when the session's configuration changed, or somebody said `teardown`."""
@@ -60,19 +65,47 @@ _SUBCODES = {
 }
 
 
-def notification_text(code: int, subcode: int, message: str = "") -> str:
+def notification_text(code: int, subcode: int, message: str = "", data: bytes = b"") -> str:
     """``6/2 cease: administrative shutdown: maintenance at noon``.
 
     Args:
         code, subcode: as in RFC 4271 section 4.5.
         message: what ExaBGP made of the data.
+        data: the data themselves.
     """
     words = [_CODES.get(code, "unknown error"), _SUBCODES.get((code, subcode), "")]
     communication = re.fullmatch(r'Shutdown Communication: "(.*)"', message, re.DOTALL)
-    # Data without a text is numbers (the ASN in question, say), which ExaBGP shows as characters.
-    is_text = message.isprintable() and "\ufffd" not in message
-    words.append(communication[1] if communication else message if is_text else "")
+    words.append(communication[1] if communication else _data_text(code, subcode, data))
     return f"{code}/{subcode} " + ": ".join(word for word in words if word)
+
+
+def _data_text(code: int, subcode: int, data: bytes) -> str:
+    """What a NOTIFICATION carries, which ExaBGP shows as characters although it is numbers.
+
+    RFC 4271 section 6.2 gives the OPEN errors no data but the version of (2, 1); routers send the
+    value they refuse (BIRD the ASN in four octets, FRR in two). RFC 4486 section 4 defines (6, 1).
+    """
+    number = int.from_bytes(data, "big")
+    match code, subcode, len(data):
+        case _, _, 0:
+            return ""
+        case 2, 1, 2:
+            return f"it speaks version {number}"
+        case 2, 2, 2 | 4:
+            return f"AS {number}"
+        case 2, 3, 4:
+            return str(IPv4Address(data))
+        case 2, 6, 2:
+            return f"{number} s"
+        case 6, 1, 7:
+            family = {1: "IPv4", 2: "IPv6"}.get(int.from_bytes(data[:2], "big"), "AFI ?")
+            return f"{family}, at most {int.from_bytes(data[3:], 'big')}"
+        case _:
+            pass
+    if len(data) >= TEXT_MIN_OCTETS and all(0x20 <= octet < 0x7F for octet in data):
+        return data.decode("ascii")
+    rest = len(data) - HEX_MAX_OCTETS
+    return f"data 0x{data[:HEX_MAX_OCTETS].hex()}" + (f" and {rest} more" if rest > 0 else "")
 
 
 def session_reason(reason: str, *, said: str = "") -> str:

@@ -402,6 +402,18 @@ def test_event_types_that_we_do_not_know_are_passed_over() -> None:
     assert events(sent) == ()
 
 
+@pytest.mark.parametrize(
+    ("data", "end"), [('"0x0000FC59"', ": AS 64601"), ('"0xZ"', "configured one"), ("7", "one")]
+)
+def test_a_notifications_data_are_read_from_their_octets(data: str, end: str) -> None:
+    """And what is no octets is left out: it is only for people."""
+    line = golden("events.txt")[11].replace('"code": 6', '"code": 2').replace('"0x"', data)
+    (found,) = events(line.replace('"message": ""', '"message": "\\u0000\\u0000\\ufffdY"'))
+    assert isinstance(found, Notification)
+    assert found.text.startswith("2/2 OPEN refused: the peer's AS number")
+    assert found.text.endswith(end)
+
+
 def test_a_peers_free_text_cannot_drive_a_terminal() -> None:
     """Shutdown messages (RFC 9003) are the peer's own words."""
     line = golden("events.txt")[2].replace("shutting down", "\\u001b[2J" + "x" * 999)

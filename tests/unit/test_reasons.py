@@ -19,14 +19,39 @@ from bgp.reasons import is_telling, notification_text, session_reason
             '6/2 cease: administrative shutdown: rack "seven"',
         ),
         (6, 99, "", "6/99 cease"),
+        (6, 2, "invalid Shutdown Communication", "6/2 cease: administrative shutdown"),
         (77, 1, "", "77/1 unknown error"),
         (2, 2, "\ufffd\x00Y", "2/2 OPEN refused: the peer's AS number is not the configured one"),
-        (3, 1, "0102", "3/1 UPDATE refused: malformed attribute list: 0102"),
     ],
 )
 def test_a_notification_in_words(code: int, subcode: int, message: str, text: str) -> None:
     """RFC 4271, 4486, 9003; numbers stay in front, for those who look them up."""
     assert notification_text(code, subcode, message) == text
+
+
+@pytest.mark.parametrize(
+    ("code", "subcode", "octets", "text"),
+    [
+        (2, 1, "0004", "unsupported version: it speaks version 4"),
+        (2, 2, "0000FC59", "the peer's AS number is not the configured one: AS 64601"),
+        (2, 2, "FC59", "the peer's AS number is not the configured one: AS 64601"),
+        (2, 2, "", "the peer's AS number is not the configured one"),
+        (2, 2, "00FC59", "the peer's AS number is not the configured one: data 0x00fc59"),
+        (2, 3, "0A000001", "bad BGP identifier (two routers with one router id?): 10.0.0.1"),
+        (2, 6, "0001", "unacceptable hold time: 1 s"),
+        (6, 1, "00010100000064", "maximum number of prefixes reached: IPv4, at most 100"),
+        (6, 1, "00", "maximum number of prefixes reached: data 0x00"),
+        (6, 5, "6E6F20757365", "connection rejected: no use"),
+        (6, 5, "6E6F00757365", "connection rejected: data 0x6e6f00757365"),
+        (3, 1, "00" * 20, f"malformed attribute list: data 0x{'00' * 16} and 4 more"),
+    ],
+)
+def test_what_a_notification_carries_is_a_number_in_words_or_hex(
+    code: int, subcode: int, octets: str, text: str
+) -> None:
+    """Never the characters that its octets happen to be."""
+    message = bytes.fromhex(octets).decode("utf-8", "replace")
+    assert notification_text(code, subcode, message, bytes.fromhex(octets)).endswith(f": {text}")
 
 
 def test_the_end_of_a_session_says_whose_word_it_was() -> None:
