@@ -124,10 +124,16 @@ def chosen(names: str, *, quick: bool) -> list[Row]:
         KeyError: there is no such row.
     """
     if not names:
-        return with_controls([row for row in ROWS if row.is_quick or not quick], ROWS)
+        return with_controls(
+            [row for row in ROWS if (row.is_quick or not quick) and not row.is_long], ROWS
+        )
     wanted = []
     for name in names.replace(" ", ",").split(","):
-        found = [row for row in ROWS if row.id == name or (len(name) == 1 and row.id[0] == name)]
+        found = [
+            row
+            for row in ROWS
+            if row.id == name or (len(name) == 1 and row.id[0] == name and not row.is_long)
+        ]
         if name and not found:
             raise KeyError(name)
         wanted += found

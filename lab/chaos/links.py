@@ -6,11 +6,16 @@ import os
 import re
 import signal
 import time
+from contextlib import ExitStack, suppress
 from functools import partial
+from typing import Any
 
+from lab import runtime
 from lab.chaos.restarts import GR_ON
 from lab.chaos.rows import Row, Stage, Verdict
+from lab.chaos.watch import Flow
 from lab.chaos.world import World
+from lab.plan import LabFailure
 
 HOLD_S = 9.0
 TIMERS = "hold time 9; keepalive time 3;"
@@ -27,14 +32,24 @@ def carrier_loss(world: World, verdict: Verdict) -> None:
         gone_s = world.wait(lambda: not blocks & world.routes_at("tor1"), "the router to withdraw")
         world.for_seconds(3.0)
         world.run("node1", "ip", "link", "set", "uplink0", "up")
-        back_s = world.wait(
+        began_s = time.monotonic()
+        world.wait(lambda: world.is_up_at("tor1", "node1"), "the session")
+        up_s = time.monotonic()
+        world.wait(lambda: world.own_routes("node1") == routes, "all kernel routes")
+        whole_s = time.monotonic() - up_s
+        world.wait(
             lambda: world.reaches("client", world.address_of(world.pod_on("node1"))), "traffic"
         )
-        world.wait(lambda: world.own_routes("node1") == routes, "all kernel routes")
+        back_s = time.monotonic() - began_s
     world.settled()
-    verdict.note(f"withdrawn after {gone_s:.2f} s, traffic back after {back_s:.1f} s, {watch}")
-    verdict.must(gone_s <= 1.0, f"withdrawn only after {gone_s:.2f} s")
-    verdict.must(back_s <= 8.0, f"traffic back only after {back_s:.1f} s")
+    verdict.note(
+        f"withdrawn after {gone_s:.2f} s; session up again after {up_s - began_s:.1f} s, all "
+        f"kernel routes {whole_s:.2f} s later, traffic back after {back_s:.1f} s; {watch}"
+    )
+    verdict.must(gone_s <= 0.2, f"withdrawn only after {gone_s:.2f} s")
+    verdict.must(back_s <= 5.0, f"traffic back only after {back_s:.1f} s")
+    verdict.must(whole_s <= 2.0, f"all kernel routes only {whole_s:.2f} s after the session")
+    verdict.must(watch.lost > 0, "the control within this row: nothing was lost at all")
 
 
 def silent_drop(world: World, verdict: Verdict) -> None:
@@ -46,7 +61,7 @@ def silent_drop(world: World, verdict: Verdict) -> None:
         )
     world.settled()
     verdict.note(f"withdrawn after {gone_s:.1f} s")
-    verdict.must(gone_s <= HOLD_S + 1.0, f"withdrawn only after {gone_s:.1f} s")
+    verdict.must(gone_s <= HOLD_S + 0.5, f"withdrawn only after {gone_s:.1f} s")
 
 
 def silent_drop_short(world: World, verdict: Verdict) -> None:
@@ -76,7 +91,7 @@ def silent_drop_either_way(world: World, verdict: Verdict) -> None:
     difference_s = took_s["on"] - took_s["off"]
     verdict.note(f"withdrawn after {took_s['off']:.1f} s without, {took_s['on']:.1f} s with it")
     verdict.must(difference_s <= 1.0, f"graceful restart costs {difference_s:.1f} s")
-    verdict.must(took_s["on"] <= HOLD_S + 1.0, f"withdrawn only after {took_s['on']:.1f} s")
+    verdict.must(took_s["on"] <= HOLD_S + 0.5, f"withdrawn only after {took_s['on']:.1f} s")
 
 
 def _hold_timer_s(world: World) -> float:
@@ -124,27 +139,58 @@ def lossy_link(world: World, verdict: Verdict) -> None:
 
 
 def one_of_two_routers_dies(world: World, verdict: Verdict) -> None:
-    """ECMP: tor2 freezes and its links go down; flows by tor1 lose nothing."""
+    """ECMP: a router's links go down; flows that go by the other, both ways, lose nothing."""
 
     def hops() -> list[int]:
         return [line.count("via ") for line in world.own_routes("node1") if " via " in line]
 
     both = hops()
-    flows = world.flows()[1:2]
-    with world.watching(*flows) as watch:
+    with ExitStack() as pods:
+        flow, spared = _flow_by_one_router(world, pods)
+        victim = next(tor for tor in world.tors if tor != spared)
+        with world.watching(flow) as watch:
+            for node in world.nodes:
+                world.run(victim, "ip", "link", "set", node, "down")
+            single_s = world.wait(lambda: hops() == [1] * len(both), "one next hop everywhere")
+            world.for_seconds(2.0)
         for node in world.nodes:
-            world.run("tor2", "ip", "link", "set", node, "down")
-        single_s = world.wait(lambda: hops() == [1] * len(both), "one next hop everywhere")
-        world.for_seconds(2.0)
-    deleted = deletions(watch.route_events["node1"])
-    for node in world.nodes:
-        world.run("tor2", "ip", "link", "set", node, "up")
-    world.wait(lambda: sorted(hops()) == sorted(both), "both next hops again")
+            world.run(victim, "ip", "link", "set", node, "up")
+        world.wait(lambda: sorted(hops()) == sorted(both), "both next hops again")
+        deleted = deletions(watch.route_events["node1"])
     world.settled()
-    verdict.note(f"one hop after {single_s:.2f} s, {watch}, {len(deleted)} whole routes deleted")
+    verdict.note(
+        f"one hop after {single_s:.2f} s, {watch} by {spared}, {len(deleted)} whole routes deleted"
+    )
     verdict.must(bool(both) and all(count == 2 for count in both), f"hops before: {both}")
-    verdict.must(single_s <= 2.0, f"the dead hop stayed for {single_s:.2f} s")
+    verdict.must(single_s <= 1.0, f"the dead hop stayed for {single_s:.2f} s")
+    verdict.must(watch.lost == 0, f"{watch} although the flow went by {spared}")
     verdict.must(not deleted, f"went as a whole: {deleted[:3]}")
+
+
+def _flow_by_one_router(world: World, pods: ExitStack) -> tuple[Flow, str]:
+    """A flow from a pod of node2 to one of node1 that takes one router in both directions, as the
+    kernels' hashes have it; pods are added until there is one."""
+    far = world.pod_on("node2")
+    source = world.address_of(far)
+    for number in range(12):
+        sandbox, _ = pods.enter_context(world.extra_pod("node1", f"l5-{number}"))
+        given = runtime.addresses_in(world.lab.runtime_of("node1").add(sandbox))
+        target = next(each for each in given if ":" not in each)
+        out = _uplink(world, "node2", target, source)
+        if out == _uplink(world, "node1", source, target):
+            tor = world.tors[int(out.removeprefix("uplink"))]
+            return Flow(f"by {tor}", far.namespace, target), tor
+    raise LabFailure("no flow takes one router in both directions")
+
+
+def _uplink(world: World, node: str, target: str, source: str) -> str:
+    """The link by which a node forwards what its pod ``source`` sends to ``target``."""
+    pod_link = re.search(r"dev (\S+)", world.run(node, "ip", "route", "show", source))
+    assert pod_link is not None  # noqa: S101 - the pod has a route
+    words = ("ip", "route", "get", target, "from", source, "iif", pod_link[1])
+    found = re.search(r"via \S+ dev (\S+)", world.run(node, *words))
+    assert found is not None  # noqa: S101 - nodes reach each other by routers alone
+    return found[1]
 
 
 def deletions(events: list[str]) -> list[str]:
@@ -152,18 +198,92 @@ def deletions(events: list[str]) -> list[str]:
     return [line for line in events if line.startswith("Deleted") and ":" not in line.split()[1]]
 
 
+SESSION = "neighbor 172.30.0.1 as 64601;"
+SILENCE = r"no answer|does not answer|silen|password|TTL"
+Refusal = tuple[str, str, dict[str, Any], str]
+"""The fault, the router's words in place of SESSION, fields of our peer, a word of the reason."""
+
+
 def wrong_asn(world: World, verdict: Verdict) -> None:
-    """The router expects another ASN of node1: not up, the reason is told, others untouched."""
+    """The router expects another ASN and says so."""
+    _refused(world, verdict, [("ASN", "neighbor 172.30.0.1 as 64999;", {}, r"AS 64601")])
+
+
+def refused_in_silence(world: World, verdict: Verdict) -> None:
+    """A password at the router alone, two passwords, a TTL of 255 expected: nobody answers."""
+    keyed = {"password": {"secretKeyRef": {"name": "l8", "key": "password"}}}
+    _refused(
+        world,
+        verdict,
+        [
+            ("one password", f'{SESSION}\n  password "{SECRETS[1]}";', {}, SILENCE),
+            ("two passwords", f'{SESSION}\n  password "{SECRETS[1]}";', keyed, SILENCE),
+            ("TTL", f"{SESSION}\n  ttl security on;", {}, SILENCE),
+        ],
+    )
+
+
+def _refused(world: World, verdict: Verdict, cases: list[Refusal]) -> None:
+    """Each time no session, the reason in `slash32 peers` and in the node's condition, others
+    untouched."""
     others = [line for line in world.session_lines("tor1") if not line.startswith("node1")]
-    with world.bird_edited("tor1", ("as 64601;", "as 64999;")):
-        told_s = world.wait(lambda: bool(_reason(world, "node1")), "a reason in `slash32 peers`")
-        reason = _reason(world, "node1")
-    world.settled()
-    verdict.note(f'told after {told_s:.1f} s: "{reason}"')
-    verdict.must(told_s <= 15.0, f"told only after {told_s:.1f} s")
-    verdict.must("AS" in reason.upper(), f"the reason does not name the ASN: {reason}")
+    world.apply(
+        "apiVersion: v1\nkind: Secret\nmetadata: {name: l8}\n"
+        f"stringData: {{password: {SECRETS[0]}}}\n"
+    )
+    for what, words, fields, pattern in cases:
+        with ExitStack() as stack:
+            if fields:
+                stack.enter_context(world.peer_edited("node1", "tor1", fields))
+            stack.enter_context(world.bird_edited("tor1", (SESSION, words)))
+            world.birdc("tor1", "restart", "node1")
+            told_s = world.wait(lambda: bool(_reason(world, "node1")), f"a reason ({what})")
+            condition_s = told_s + world.wait(
+                lambda: "False" in _established(world, "node1"), f"the condition ({what})"
+            )
+            # What is known at first is that it ended; why it does not come back is known soon.
+            world.for_seconds(max(0.0, 9.0 - condition_s))
+            reason = _reason(world, "node1")
+            is_up = world.is_up_at("tor1", "node1")
+        world.birdc("tor1", "restart", "node1")
+        world.settled()
+        verdict.note(f'{what}: "{reason}", condition after {condition_s:.1f} s')
+        verdict.must(not is_up, f"{what}: the session is up")
+        verdict.must(condition_s <= 10.0, f"{what}: told only after {condition_s:.1f} s")
+        verdict.must(bool(re.search(pattern, reason)), f"{what}: not in the reason: {reason}")
+        verdict.must(reason.isprintable() and reason.isascii(), f"{what}: {reason!r}")
     left = [line for line in world.session_lines("tor1") if not line.startswith("node1")]
     verdict.must(left == others, "another session was touched")
+
+
+def _established(world: World, node: str) -> str:
+    """The condition Established of a node's NodeStatus, as text."""
+    with suppress(LabFailure):
+        # Not there yet in the first seconds of a cluster.
+        found = world.api(f"/apis/slash32.io/v1/nodestatuses/{node}").get("status", {})
+        return str([c for c in found.get("conditions", []) if c["type"] == "Established"])
+    return ""
+
+
+def router_id_clash(world: World, verdict: Verdict) -> None:
+    """A reflector has the router id of node1 (iBGP: RFC 6286 forbids it): no session, told."""
+
+    def touched() -> list[str]:
+        lines = [line for tor in world.tors for line in world.session_lines(tor)]
+        return [line for line in lines if not line.startswith("node1 ")]
+
+    others, head = touched(), "protocol bgp node1 from node {\n"
+    own = world.machine("node1")
+    (address,) = {near.ipv4 for near, _ in world.lab.plan.links_of(own)}
+    with world.bird_edited("rr1", (head, f"{head}  router id {address};\n")):
+        world.birdc("rr1", "restart", "node1")
+        told_s = world.wait(lambda: "2/3" in _reason(world, "node1"), "the reason")
+        reason, is_up = _reason(world, "node1"), world.is_up_at("rr1", "node1")
+    world.settled()
+    verdict.note(f'told after {told_s:.1f} s: "{reason}"')
+    verdict.must(not is_up, "the session is up")
+    verdict.must(told_s <= 10.0, f"told only after {told_s:.1f} s")
+    verdict.must(touched() == others, "another session was touched")
 
 
 def _reason(world: World, node: str) -> str:
@@ -279,21 +399,27 @@ def own_address_changes(world: World, verdict: Verdict) -> None:
 _ONE = Stage.ONE_TOR
 
 ROWS = [
-    Row("L1", "uplink loses its carrier for 3 s", "withdrawn within 1 s, traffic back within 8 s",
-        _ONE, carrier_loss, is_quick=True),
+    Row("L1", "uplink loses its carrier for 3 s", "withdrawn within 0.2 s, traffic back within "
+        "5 s, all kernel routes within 2 s of the session", _ONE, carrier_loss, is_quick=True),
     Row("L2", "all packets silently dropped, hold time 9 s, graceful restart on",
-        "withdrawn within 10 s", _ONE, silent_drop),
-    Row("L5", "one of two routers dies (ECMP)", "one next hop within 2 s, no route goes whole",
-        Stage.TWO_TORS, one_of_two_routers_dies),
+        "withdrawn within 9.5 s", _ONE, silent_drop),
+    Row("L5", "one of two routers dies (ECMP)", "one next hop within 1 s, no route goes whole, "
+        "0 lost where the other is used", Stage.TWO_TORS, one_of_two_routers_dies, control="R0"),
     Row("L7", "20 % of packets lost both ways for 20 s", "the session holds", _ONE, lossy_link),
-    Row("L8", "the router expects another ASN", "the reason told within 15 s, others untouched",
-        _ONE, wrong_asn),
-    Row("L9", "ExaBGP frozen beyond the hold time", "withdrawn within 10.5 s, whole again after",
+    Row("L8", "the router expects another ASN",
+        "no session; reason and condition within 10 s, in words; others untouched",
+        Stage.KUBERNETES, wrong_asn),
+    Row("L8c", "a password at the router alone, two passwords, a TTL of 255 expected",
+        "no session; reason and condition within 10 s, in words; others untouched",
+        Stage.KUBERNETES, refused_in_silence),
+    Row("L8b", "a route reflector has a node's router id", "no session, told within 10 s, others "
+        "untouched", Stage.REFLECTORS, router_id_clash),
+    Row("L9b", "ExaBGP frozen beyond the hold time", "withdrawn within 10.5 s, whole again after",
         _ONE, frozen_speaker),
     Row("L3", "all packets silently dropped, hold time 3 s", "withdrawn within 3.9 s", _ONE,
         silent_drop_short),
     Row("L4", "silently dropped right after a keepalive, graceful restart off and on",
-        "on costs 1 s at most, within 10 s", _ONE, silent_drop_either_way),
+        "on costs 1 s at most, withdrawn within 9.5 s", _ONE, silent_drop_either_way),
     Row("L10", "a peer comes, changes its address, goes; a password is set and rotated",
         "that session alone resets", Stage.TWO_TORS, peers_changed),
     Row("L11", "a node's own address changes (mesh)",

@@ -73,6 +73,7 @@ class Row:
         expected: what is owed, with its figures.
         control: the row that must show loss for this one's zero to count, or None.
         is_quick: it runs in ``make test`` too.
+        is_long: it runs only when it is asked for by its id.
         leaves_lab: False when the lab must be built anew after it.
     """
 
@@ -83,6 +84,7 @@ class Row:
     run: Experiment
     control: str | None = None
     is_quick: bool = False
+    is_long: bool = False
     leaves_lab: bool = True
 
     @property

@@ -17,8 +17,9 @@ oracle compares runtime, kernel and address book. A row that promises zero has p
 control showed loss. Figures are of one run of each row: a run replaces the lines of the rows that
 it ran. Run it on your machine.
 
-Thousands of pods coming and going while launchers and agents are killed, with its plot:
-[soak.md](soak.md). Hostile input by the million: [fuzzing.md](fuzzing.md).
+O11, thousands of pods coming and going while launchers and agents are killed, runs by its id alone
+or as `make soak`; its plot and figures: [soak.md](soak.md). Hostile input by the million:
+[fuzzing.md](fuzzing.md).
 """
 
 

@@ -425,6 +425,39 @@ def drain(world: World, verdict: Verdict) -> None:
     verdict.must(gone_s >= DRAIN_WAIT_S - 2, f"withdrawn after {gone_s:.1f} s already")
 
 
+def drain_before_two_routers(world: World, verdict: Verdict) -> None:
+    """Both routers see GRACEFUL_SHUTDOWN before anything is withdrawn; until then nothing is lost,
+    and of other nodes nothing at all. Then the node's pods are out of reach: the control."""
+    (block,) = [each for each in world.blocks_of("node1") if ":" not in each]
+    client = world.lab.plan.client.namespace
+    away, near = (world.address_of(world.pod_on(node)) for node in world.nodes[:2])
+
+    def seen(tor: str) -> bool:
+        return "(65535,0)" in world.birdc(tor, "show", "route", block, "all", "protocol", "node1")
+
+    with world.watching(Flow("to node2", client, near)) as others:
+        with world.watching(Flow("to node1", client, away)) as watch:
+            _slash32(world, "node", "drain", "node1")
+            shown_s = world.wait(lambda: all(map(seen, world.tors)), "the community at both")
+            world.for_seconds(max(0.0, DRAIN_WAIT_S - 4.0 - shown_s))
+        gone_s = world.wait(
+            lambda: not any(block in world.routes_at(tor) for tor in world.tors), "withdrawals"
+        )
+        had_sessions = len(_rows(world, "node1", "peers"))
+        is_reached = world.reaches("client", away)
+        world.wait(lambda: not _rows(world, "node1", "peers"), "no session")
+    _slash32(world, "node", "undrain", "node1")
+    world.settled()
+    verdict.note(
+        f"community at both after {shown_s:.1f} s, {watch} until then; withdrawn at both "
+        f"{gone_s:.1f} s after that, with {had_sessions} sessions still up; of other nodes {others}"
+    )
+    _zero(verdict, watch)
+    _zero(verdict, others)
+    verdict.must(had_sessions == 2, "sessions were closed before the withdrawal")
+    verdict.must(not is_reached, "the control within this row: the node's pod is still reached")
+
+
 _RR, _MESH = Stage.REFLECTORS, Stage.MESH
 
 ROWS = [
@@ -453,6 +486,9 @@ ROWS = [
     Row("T8", "a node drained and put back",
         "community, 10 s, withdrawal, 10 s, sessions closed; others lose 0",
         _RR, drain, control="T0"),
+    Row("R19", "a node drained, two routers",
+        "0 lost while GRACEFUL_SHUTDOWN is told, then withdrawn at both, then closed; others 0 "
+        "lost", Stage.TWO_TORS, drain_before_two_routers, control="R0"),
     Row("T10", "mesh: a node's agent killed", "0 lost, 0 route events",
         _MESH, mesh_agent_dies, control="T0"),
     Row("T11", "mesh: a node's ExaBGP killed", "0 lost", _MESH, mesh_speaker_dies, control="T0"),

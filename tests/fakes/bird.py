@@ -43,6 +43,12 @@ class Bird:
         """Whether the process lives."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """Of the running process, which ``ip netns exec`` has become."""
+        assert self._process is not None
+        return self._process.pid
+
     def start(self, *, recovers: bool = False) -> None:
         """Starts BIRD and returns when it answers.
 
