@@ -17,12 +17,19 @@ whole message in the buffer; all others (connecting, opening, closing, being cha
 in every round, as in the original. With nobody awake the loop sleeps until one of these happens
 instead of a hundredth of a second; the listening sockets and signals wake it too.
 
+What is left of an idle session is a KEEPALIVE in and one out, and a turn for each is a dozen
+generators and four system calls. So those of a session that rests are read and sent here, by one
+system call each, and it goes on resting: a KEEPALIVE and nothing else is taken, its timer set and
+its counter raised; anything else that comes is put where its own reader looks first, and is its
+turn. So is whatever goes wrong, which the session then finds out for itself.
+
 What is replaced: ``Reactor.active_peers`` (who has a turn in this round) and
 ``Reactor._wait_for_io`` (for how long to sleep, and whom what came is for). ``Peer.run``,
-``Peer.handle_connection``, ``KA.__init__``, ``Reactor.reload``, ``Reactor.restart``,
-``API.process`` and ``ASYNC.run`` are listened to. Two things cost more for each command than what
-they do: ``ASYNC.run`` makes an event loop to step through generators, which need none, and
-``match_neighbor`` a regular expression for each peer, though the text is in the name of one.
+``Peer.handle_connection``, ``KA.__init__``, ``KA.__call__``, ``Reactor.reload``,
+``Reactor.restart``, ``API.process`` and ``ASYNC.run`` are listened to. Two things cost more for
+each command than what they do: ``ASYNC.run`` makes an event loop to step through generators, which
+need none, and ``match_neighbor`` a regular expression for each peer, though the text is in the name
+of one.
 
 Nothing of ExaBGP is copied and nothing of ours is imported; it is shaped so that it can be offered
 upstream.
@@ -35,8 +42,9 @@ import importlib
 import os
 import select
 import signal
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import GeneratorType
 from typing import Any
 
@@ -57,6 +65,11 @@ FINGERPRINTS = {
     "exabgp.reactor.delay:Delay.backoff": "5a974c949dc74c61",
     "exabgp.reactor.keepalive:KA.__init__": "b46e3ff6a74ba814",
     "exabgp.reactor.keepalive:KA._keepalive": "94db9911569c774e",
+    "exabgp.reactor.keepalive:KA.__call__": "927107b0538c5f94",
+    "exabgp.reactor.protocol:Protocol.new_keepalive": "ebf49e0c5a493920",
+    "exabgp.reactor.protocol:Protocol.write": "eadd58f53fe06bbf",
+    "exabgp.reactor.network.connection:Connection.writer": "c7cb346b75b1a522",
+    "exabgp.bgp.timer:ReceiveTimer.check_ka": "03e775485ebefd43",
     "exabgp.bgp.timer:ReceiveTimer.check_ka_timer": "49f33e41e133bc45",
     "exabgp.bgp.timer:SendTimer.need_ka": "fc4b0e9f439ac331",
     "exabgp.reactor.api:API.process": "577ac15463d05088",
@@ -71,6 +84,8 @@ AFTER_SECOND_S = 0.002
 """After a second has begun: a clock that is read a moment too early has not got there."""
 _EVENTS = select.POLLIN | select.POLLPRI | select.POLLHUP | select.POLLNVAL | select.POLLERR
 _HEADER_BYTES = 19
+_KEEPALIVE = b"\xff" * 16 + b"\x00\x13\x04"
+_RECEIVE_BYTES = 64 * 1024
 _NEVER = 1 << 62
 
 
@@ -93,15 +108,29 @@ class Turns:
         """Peers between two attempts."""
         self.listening: set[int] = set()
 
-    def begin_round(self, now_s: float) -> None:
-        """Wakes whose time has come."""
+    def begin_round(self, now_s: float, established: int) -> None:
+        """Wakes whose time has come, but for who only has a KEEPALIVE to send: it is sent."""
         if now_s >= self.second_ends_s:
             wall_s = time.time()
             self.second_ends_s = now_s + 1 - wall_s % 1 + AFTER_SECOND_S
-            self.awake.update(peer for peer, due in self.due.items() if due <= wall_s)
+            for peer in [peer for peer, due in self.due.items() if due <= wall_s]:
+                if self.rests(peer, established) and keeps_alive(peer, int(wall_s)):
+                    self.due[peer] = _next_timer(peer)
+                else:
+                    self.awake.add(peer)
         for peer in [p for p, end_s in self.backoff_ends_s.items() if now_s >= end_s]:
             del self.backoff_ends_s[peer]
             self.awake.add(peer)
+
+    def rests(self, peer: Any, established: int) -> bool:
+        """Whether it is an established session that rests and has nothing to do."""
+        generator = peer.generator
+        return (
+            peer not in self.awake
+            and peer.fsm == established
+            and self.rested_with.get(peer) is generator
+            and may_rest(peer, established)
+        )
 
     def forget(self, peer: Any) -> None:
         """It is finished."""
@@ -131,6 +160,9 @@ def may_rest(peer: Any, established: int) -> bool:
     if peer._teardown or peer._neighbor or getattr(peer, "_slash32_parked", None) is not None:
         return False
     if peer.fsm == established:
+        keepalive = getattr(peer.proto, "slash32_keepalive", None)
+        if keepalive is not None and keepalive.slash32_is_sending:
+            return False
         return bool(peer.generator) and peer.proto is not None and not _has_work(peer)
     if peer.generator is None:
         return bool(peer._delay.backoff())
@@ -140,16 +172,80 @@ def may_rest(peer: Any, established: int) -> bool:
 
 def _next_timer(peer: Any) -> int:
     """The second of the wall clock in which the first of an established session's timers ends."""
-    sending = getattr(peer.proto, "slash32_send_timer", None)
+    keepalive = getattr(peer.proto, "slash32_keepalive", None)
     receiving = peer.recv_timer
-    if sending is None or receiving is None:
+    if keepalive is None or receiving is None:
         return 0
+    sending = keepalive.send_timer
     ends = []
     if sending.keepalive:
         ends.append(sending.last_sent + sending.keepalive)
     if receiving.holdtime:
         ends.append(receiving.last_read + receiving.holdtime + 1)
     return int(min(ends, default=_NEVER))
+
+
+def hears_only_keepalives(peer: Any) -> bool:
+    """Reads for a session that rests. False: what has come is for itself to see."""
+    connection = peer.proto.connection
+    buffer = getattr(connection, "slash32_buffer", None)
+    timer = peer.recv_timer
+    if (
+        buffer is None
+        or buffer
+        or connection.defensive
+        or not timer.holdtime
+        or peer.neighbor.api.get("receive-keepalive", False)
+    ):
+        return False
+    try:
+        data = connection.io.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
+    except OSError:
+        return False
+    count, rest = divmod(len(data), _HEADER_BYTES)
+    if rest or not count or data != _KEEPALIVE * count:
+        # The end of the connection it is told again.
+        buffer += data
+        return False
+    peer.stats["receive-keepalive"] += count
+    timer.last_read = int(time.time())
+    return True
+
+
+def keeps_alive(peer: Any, now: int) -> bool:
+    """Sends the KEEPALIVE of a session that rests, if it is due at this second of the wall clock.
+    False: its hold time is over, or it could not be sent."""
+    keepalive = getattr(peer.proto, "slash32_keepalive", None)
+    receiving, connection = peer.recv_timer, peer.proto.connection
+    if keepalive is None or receiving is None or connection.defensive:
+        return False
+    if receiving.holdtime and now - receiving.last_read > receiving.holdtime:
+        return False
+    sending = keepalive.send_timer
+    if not sending.keepalive or sending.last_sent + sending.keepalive > now:
+        return True
+    if peer.neighbor.api.get("send-keepalive", False):
+        return False
+    try:
+        sent = connection.io.send(_KEEPALIVE, socket.MSG_DONTWAIT)
+    except OSError:
+        return False
+    sending.last_sent = now
+    peer.stats["send-keepalive"] += 1
+    if sent == len(_KEEPALIVE):
+        return True
+    # The rest before anything else.
+    keepalive._generator = _rest_first(connection.writer(_KEEPALIVE[sent:]), keepalive._generator)
+    keepalive.slash32_is_sending = True
+    return False
+
+
+def _rest_first(writer: Iterator[bool], then: Iterator[bool]) -> Iterator[bool]:
+    """What ``KA`` steps through: True while a KEEPALIVE is under way."""
+    for is_sent in writer:
+        if not is_sent:
+            yield True
+    yield from then
 
 
 def _turns(turns: Turns) -> None:
@@ -187,13 +283,19 @@ def _turns(turns: Turns) -> None:
         return handle(self, connection)
 
     keepalive = importlib.import_module("exabgp.reactor.keepalive").KA
-    make = keepalive.__init__
+    make, step = keepalive.__init__, keepalive.__call__
 
     def noted_timer(self: Any, session: Any, proto: Any) -> None:
         make(self, session, proto)
-        proto.slash32_send_timer = self.send_timer
+        self.slash32_is_sending = False
+        proto.slash32_keepalive = self
 
-    keepalive.__init__ = noted_timer
+    def noted_step(self: Any) -> Any:
+        said = step(self)
+        self.slash32_is_sending = said is not False
+        return said
+
+    keepalive.__init__, keepalive.__call__ = noted_timer, noted_step
     peer_class.run, peer_class.handle_connection = noted_run, noted_connection
 
 
@@ -240,7 +342,7 @@ def _rounds(turns: Turns) -> None:
     woken = _Woken()
 
     def active_peers(self: Any) -> set[str]:
-        turns.begin_round(time.monotonic())
+        turns.begin_round(time.monotonic(), established)
         active: set[str]
         if turns.is_everybodys:
             turns.is_everybodys = False
@@ -257,6 +359,8 @@ def _rounds(turns: Turns) -> None:
                 for peer, generator in turns.rested_with.items()
                 if peer.generator is not generator or not may_rest(peer, established)
             )
+        if not turns.awake:
+            return set()
         awake = [(key, peer) for key, peer in self._peers.items() if peer in turns.awake]
         if all(peer.proto for _, peer in awake):
             return {key for key, _ in awake}
@@ -275,23 +379,16 @@ def _rounds(turns: Turns) -> None:
             sleep_ms = turns.sleep_ms(time.monotonic())
         listen(self)
         woken.watch(self._poller)
+        is_resting = bool(sleep_ms) and not turns.awake
         is_spinning = False
         try:
-            for fd, event in self._poller.poll(sleep_ms):
-                if event & select.POLLNVAL and fd not in self.processes.fds:
-                    # Closed; the original would poll it for ever.
-                    self._poller.unregister(fd)
-                    turns.listening.discard(fd)
-                    turns.by_socket.pop(fd, None)
-                    continue
-                if fd == woken.fd:
-                    woken.forget()
-                    continue
-                peer = turns.by_socket.get(fd)
-                if peer is not None and peer.socket() == fd:
-                    turns.awake.add(peer)
-                if not event & (select.POLLIN | select.POLLPRI):
-                    is_spinning = True
+            while True:
+                events = self._poller.poll(sleep_ms)
+                others = [(fd, event) for fd, event in events if not is_for_one_at_rest(fd, event)]
+                is_spinning = attend(self, others)
+                if not is_resting or others or not events:
+                    break
+                sleep_ms = turns.sleep_ms(time.monotonic())
         except KeyboardInterrupt:
             self._termination("^C received", self.Exit.normal)
         except OSError:
@@ -300,6 +397,37 @@ def _rounds(turns: Turns) -> None:
             self._prevent_spin()
         # The original would only add them to a set that is made anew at once.
         return iter(())
+
+    def is_for_one_at_rest(fd: int, event: int) -> bool:
+        """Whether it was KEEPALIVEs, and has been dealt with."""
+        peer = turns.by_socket.get(fd)
+        return (
+            peer is not None
+            and event == select.POLLIN
+            and peer.socket() == fd
+            and turns.rests(peer, established)
+            and hears_only_keepalives(peer)
+        )
+
+    def attend(self: Any, events: Iterable[tuple[int, int]]) -> bool:
+        """Wakes whom something has come for; whether any of it is nobody's."""
+        is_spinning = False
+        for fd, event in events:
+            if event & select.POLLNVAL and fd not in self.processes.fds:
+                # Closed; the original would poll it for ever.
+                self._poller.unregister(fd)
+                turns.listening.discard(fd)
+                turns.by_socket.pop(fd, None)
+                continue
+            if fd == woken.fd:
+                woken.forget()
+                continue
+            peer = turns.by_socket.get(fd)
+            if peer is not None and peer.socket() == fd:
+                turns.awake.add(peer)
+            if not event & (select.POLLIN | select.POLLPRI):
+                is_spinning = True
+        return is_spinning
 
     def listen(self: Any) -> None:
         sockets = self.listener._sockets if self.listener else {}

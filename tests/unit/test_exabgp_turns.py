@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from exabgp.bgp.fsm import FSM
+from exabgp.logger import log
 from exabgp.reactor.api import API
 from exabgp.reactor.api.command import limit
 from exabgp.reactor.asynchronous import ASYNC
@@ -27,9 +29,11 @@ from hypothesis import strategies as st
 from tests.fakes.exabgp_sessions import load
 
 NEVER_S = 1000
+KEEPALIVE = b"\xff" * 16 + b"\0\x13\x04"
 REPLACED = [
     (Reactor, "active_peers"), (Reactor, "_wait_for_io"), (Reactor, "reload"), (Reactor, "restart"),
-    (Peer, "run"), (Peer, "handle_connection"), (KA, "__init__"), (API, "process"), (ASYNC, "run"),
+    (Peer, "run"), (Peer, "handle_connection"), (KA, "__init__"), (KA, "__call__"),
+    (API, "process"), (ASYNC, "run"),
     (limit, "match_neighbor"),
 ]  # fmt: skip
 
@@ -45,6 +49,7 @@ class Told(Peer):  # type: ignore[misc] # ExaBGP has no types
         _opened.extend((self.io, self.router))
         self.io.setblocking(False)
         self.turns = 0
+        self.seen, self.is_reading = b"", True
         self.words: deque[int] = deque()
         self.generator: Iterator[int] = self._turns()
         self.fsm = FSM(self, FSM.ESTABLISHED)
@@ -56,23 +61,43 @@ class Told(Peer):  # type: ignore[misc] # ExaBGP has no types
         self.queued: list[int] = []
         outgoing = SimpleNamespace(pending=lambda: bool(self.queued))
         self.neighbor: Any = SimpleNamespace(
-            rib=SimpleNamespace(outgoing=outgoing), eor=deque(), refresh=deque(), messages=deque()
+            rib=SimpleNamespace(outgoing=outgoing),
+            eor=deque(),
+            refresh=deque(),
+            messages=deque(),
+            api={},
         )
         self.recv_timer = SimpleNamespace(holdtime=NEVER_S, last_read=int(time.time()))
-        self.connection = SimpleNamespace(slash32_buffer=bytearray())
+        self.connection = SimpleNamespace(
+            slash32_buffer=bytearray(), io=self.io, defensive=False, writer=self._written
+        )
+        self.stats = {"receive-keepalive": 0, "send-keepalive": 0}
         self.proto: Any = SimpleNamespace(
             connection=self.connection,
             fd=self.io.fileno,
-            slash32_send_timer=SimpleNamespace(keepalive=NEVER_S, last_sent=int(time.time())),
+            negotiated=SimpleNamespace(holdtime=SimpleNamespace(keepalive=lambda: NEVER_S)),
         )
+        self.keepalive: Any = KA(lambda: "outgoing-1", self.proto)
         self.reactor = SimpleNamespace(processes=SimpleNamespace(broken=lambda _: False))
+
+    def _written(self, data: bytes) -> Iterator[bool]:
+        assert self.io.send(data) == len(data)
+        yield True
+
+    def read(self) -> bytes:
+        """What there is, as the tuned reader takes it: first of its buffer."""
+        found = bytes(self.connection.slash32_buffer) if self.is_reading else b""
+        if self.is_reading:
+            self.connection.slash32_buffer.clear()
+        return found or self.io.recv(1000)
 
     def _turns(self) -> Iterator[int]:
         while True:
             self.turns += 1
             self.queued.clear()
+            self.keepalive()
             try:
-                self.io.recv(1000)
+                self.seen += self.read()
                 yield ACTION.NOW
             except BlockingIOError:
                 yield self.words.popleft() if self.words else ACTION.LATER
@@ -125,7 +150,8 @@ class _Settings(SimpleNamespace):
 
 
 @pytest.fixture(autouse=True)
-def _turns() -> Iterator[None]:
+def _turns(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(log, "debug", staticmethod(lambda *_, **__: None))
     before = [(owner, name, getattr(owner, name)) for owner, name in REPLACED]
     wakeup = signal.set_wakeup_fd(-1)
     load("exabgp_turns").install()
@@ -161,16 +187,12 @@ def test_what_comes_ends_the_sleep():
         assert time.monotonic() < end_s
 
 
-@pytest.mark.parametrize("timer", ["sending", "receiving"])
-def test_a_timer_that_runs_out_is_a_turn(timer):
-    """Else no KEEPALIVE would go out, and a dead peer would not be noticed."""
+def test_a_hold_timer_that_runs_out_is_a_turn():
+    """Else a dead peer would not be noticed."""
     peer = Told()
     loop = Loop(peer)
     now = int(time.time())
-    if timer == "sending":
-        peer.proto.slash32_send_timer = SimpleNamespace(keepalive=2, last_sent=now)
-    else:
-        peer.recv_timer = SimpleNamespace(holdtime=1, last_read=now)
+    peer.recv_timer = SimpleNamespace(holdtime=1, last_read=now)
     (before,) = loop.settle()
     end_s = time.monotonic() + 10
     while peer.turns == before:
@@ -178,6 +200,91 @@ def test_a_timer_that_runs_out_is_a_turn(timer):
         assert time.monotonic() < end_s
     # Not before its second, and hardly after it has begun.
     assert 2 <= time.time() - now < 3.5
+
+
+def test_a_session_at_rest_keeps_alive_without_a_turn():
+    """One out when it is due, and one in: its hold timer and counters know of both."""
+    peer = Told()
+    loop = Loop(peer)
+    now = int(time.time())
+    timer = peer.keepalive.send_timer
+    timer.keepalive, timer.last_sent = 2, now
+    peer.recv_timer = SimpleNamespace(holdtime=60, last_read=now - 50)
+    before = loop.settle()
+    peer.router.sendall(KEEPALIVE * 2)
+    peer.router.setblocking(False)
+    said, end_s = b"", time.monotonic() + 10
+    while not said:
+        loop.round()
+        with contextlib.suppress(BlockingIOError):
+            said = peer.router.recv(1000)
+        assert time.monotonic() < end_s
+    assert said == KEEPALIVE
+    # Not before its second, and hardly after it has begun.
+    assert 2 <= time.time() - now < 3.5
+    assert timer.last_sent >= now + 2
+    assert peer.recv_timer.last_read >= now
+    assert peer.stats == {"receive-keepalive": 2, "send-keepalive": 1}
+    assert (loop.settle(), peer.seen) == ([before[0] + 1], b"")
+
+
+@pytest.mark.parametrize(
+    "came",
+    [
+        KEEPALIVE[:10], KEEPALIVE + KEEPALIVE[:1], KEEPALIVE[:18] + b"\x02", b"\0" * 19,
+        KEEPALIVE[:17] + b"\x14\x04x", KEEPALIVE * 2 + b"\xff" * 16 + b"\0\x15\x03\x06\x02",
+    ],
+)  # fmt: skip
+def test_what_is_not_a_keepalive_is_for_the_session_to_see(came: bytes):
+    """To the last byte, and in its turn; nothing of it counts."""
+    peer = Told()
+    loop = Loop(peer)
+    peer.recv_timer.last_read = 5
+    loop.settle()
+    peer.router.sendall(came)
+    end_s = time.monotonic() + 10
+    while not peer.seen:
+        loop.round()
+        assert time.monotonic() < end_s
+    assert peer.seen == came
+    assert peer.stats["receive-keepalive"] == 0
+    assert peer.recv_timer.last_read == 5
+
+
+def test_the_end_of_a_connection_is_for_the_session_to_see():
+    """It reads it again."""
+    peer = Told()
+    loop = Loop(peer)
+    (before,) = loop.settle()
+    peer.router.close()
+    end_s = time.monotonic() + 10
+    while peer.turns == before:
+        loop.round()
+        assert time.monotonic() < end_s
+
+
+def test_a_keepalive_that_was_sent_in_part_is_finished_before_anything_else():
+    """The rest goes out in the session's turn, which it has at once; it does not rest before."""
+    peer = Told()
+    loop = Loop(peer)
+    loop.settle()
+    timer = peer.keepalive.send_timer
+    timer.keepalive, timer.last_sent = 1, 0
+    real = peer.io
+
+    class Narrow:
+        def send(self, data: bytes, flags: int) -> int:
+            return real.send(data[:7], flags)
+
+    peer.connection.io = Narrow()
+    turns = load("exabgp_turns")
+    assert not turns.keeps_alive(peer, int(time.time()))
+    assert peer.keepalive.slash32_is_sending
+    assert not turns.may_rest(peer, FSM.ESTABLISHED)
+    peer.run()
+    assert not peer.keepalive.slash32_is_sending
+    assert peer.router.recv(1000) == KEEPALIVE
+    assert peer.stats["send-keepalive"] == 1
 
 
 @pytest.mark.parametrize("what", ["route", "eor", "refresh", "generator", "teardown"])
@@ -208,6 +315,7 @@ def test_a_message_in_the_buffer_is_work():
     """The socket says nothing about what has been read from it already."""
     peer = Told()
     loop = Loop(peer)
+    peer.is_reading = False
     peer.connection.slash32_buffer += b"\xff" * 16 + b"\0\x13\x04"
     peer.words.append(ACTION.LATER)
     loop.settle()
