@@ -22,12 +22,14 @@ from pathlib import Path
 from cni.errors import shown
 from cni.launcher.build import BuildError, check_static, host_architecture
 from cni.result import SUPPORTED_VERSIONS
-from cni.spec import NETWORK_NAME_MAX_BYTES, SOCKET_PATH_MAX_BYTES
+from cni.spec import LOOPBACK_TYPE, NETWORK_NAME_MAX_BYTES, SOCKET_PATH_MAX_BYTES
 
 PLUGIN_SOURCE = Path(__file__).with_name("plugin.py")
 PLUGIN_TYPE = "slash32"
 DEFAULT_NETWORK = "slash32"
 SOCKET_NAME = "cni.sock"
+DEFAULT_RUN_DIR = Path("/run/slash32")
+"""Where the plugin looks for the socket when its configuration names none."""
 CONFLIST_PRIORITY = "10"
 """Runtimes take the first file in name order."""
 
@@ -50,10 +52,11 @@ class InstallError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """Where the two files are."""
+    """Where the files are. ``loopback`` may be somebody else's, or missing."""
 
     plugin: Path
     conflist: Path
+    loopback: Path
 
 
 def installed_paths(
@@ -74,7 +77,11 @@ def installed_paths(
             f"network is {shown(network)}; it must be letters, digits, '_', '.' and '-', "
             f"beginning with a letter or digit, at most {NETWORK_NAME_MAX_BYTES}"
         )
-    return Paths(bin_dir / plugin_type, conf_dir / f"{CONFLIST_PRIORITY}-{network}.conflist")
+    return Paths(
+        plugin=bin_dir / plugin_type,
+        conflist=conf_dir / f"{CONFLIST_PRIORITY}-{network}.conflist",
+        loopback=bin_dir / LOOPBACK_TYPE,
+    )
 
 
 def install(
@@ -102,6 +109,8 @@ def install(
     Raises:
         InstallError: a name or path we refuse, or a file in the way that is not ours.
         OSError: the directory cannot be written.
+
+    A host without the plugin ``loopback`` gets ours under that name (cni/loopback.py).
     """
     paths = installed_paths(
         bin_dir=bin_dir, conf_dir=conf_dir, network=network, plugin_type=plugin_type
@@ -117,6 +126,8 @@ def install(
     for directory in (bin_dir, conf_dir):
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     with _locked(bin_dir):
+        if _wants_loopback(paths.loopback, run_dir):
+            _write(paths.loopback, program, mode=0o755)
         _write(paths.plugin, program, mode=0o755)
         _write(paths.conflist, conflist, mode=0o644)
     return paths
@@ -147,6 +158,8 @@ def uninstall(
     still_named = any(_is_conflist_of(path, plugin_type) for path in _files_in(conf_dir))
     if not still_named and _remove(paths.plugin):
         removed.append(paths.plugin)
+    if not still_named and is_our_plugin(paths.loopback) and _remove(paths.loopback):
+        removed.append(paths.loopback)
     return tuple(removed)
 
 
@@ -213,17 +226,27 @@ def render_conflist(*, network: str, plugin_type: str, socket_path: Path) -> byt
     return json.dumps(conflist, indent=2).encode("ascii") + b"\n"
 
 
+def _wants_loopback(path: Path, run_dir: Path) -> bool:
+    """Whether the runtime's ``loopback`` is ours to supply: nobody has, and we can.
+
+    Its configuration is the runtime's own and names no socket, so it only works with the default.
+    """
+    if os.path.lexists(path):
+        return is_our_plugin(path)
+    return run_dir == DEFAULT_RUN_DIR
+
+
 # -- files -------------------------------------------------------------------------------------
 
 
 def _refuse_foreign(paths: Paths, plugin_type: str) -> None:
     if os.path.lexists(paths.conflist) and not _is_conflist_of(paths.conflist, plugin_type):
         raise InstallError(f"{paths.conflist} exists and is not a configuration of {plugin_type}")
-    if os.path.lexists(paths.plugin) and not _is_our_plugin(paths.plugin):
+    if os.path.lexists(paths.plugin) and not is_our_plugin(paths.plugin):
         raise InstallError(f"{paths.plugin} exists and is not the slash32 plugin")
 
 
-def _is_our_plugin(path: Path) -> bool:
+def is_our_plugin(path: Path) -> bool:
     """Whether ``path`` speaks our launcher protocol; any version of it is ours to replace."""
     if path.is_dir():
         return False

@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from cni import loopback
 from cni.attach import HostRouteError
 from cni.eager import bounded, start
 from cni.errors import CniError, Code
@@ -37,7 +38,7 @@ from cni.ipam.requested import AddressRefused
 from cni.podlink import AliasError
 from cni.recorded import directory_of, replay, supersede
 from cni.result import NEWEST_VERSION
-from cni.spec import Command, Request, asked_version, parse_request, render_error
+from cni.spec import LOOPBACK_TYPE, Command, Request, asked_version, parse_request, render_error
 from cni.wiring import LinkExists, NamespaceGone, OwnNamespace, PodInterfaceExists, WiringError
 
 log = logging.getLogger(__name__)
@@ -326,7 +327,11 @@ class CniServer:
             fd = connection.descriptors[0] if connection.descriptors else None
             if request.command is Command.ADD and request.attachment is not None:
                 supersede(self._recorded, request.attachment)
-            answer = await self._verbs.handle(request, fd)
+            answer: Answer | None
+            if request.netconf.type == LOOPBACK_TYPE:
+                answer = loopback.handle(request, fd)
+            else:
+                answer = await self._verbs.handle(request, fd)
             return b"\0" + (answer.render(version) if answer is not None else b"")
         except Exception as error:
             told = as_cni_error(error)

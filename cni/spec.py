@@ -59,6 +59,9 @@ SOCKET_PATH_MAX_BYTES = 107
 VALID_ATTACHMENTS_MAX = 65536
 """How many attachments one GC may name; a node runs hundreds of pods."""
 
+LOOPBACK_TYPE = "loopback"
+"""``NetConf.type`` of the other plugin that a CRI runtime wants (cni/loopback.py)."""
+
 REMEMBERED_MAX_BYTES = 8192
 """A configuration of at most that size is parsed once; a prevResult seldom comes twice."""
 

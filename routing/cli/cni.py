@@ -56,7 +56,7 @@ def cni() -> None:
 @click.option(
     "--run-dir",
     type=_DIRECTORY,
-    default=Path("/run/slash32"),
+    default=installer.DEFAULT_RUN_DIR,
     show_default=True,
     envvar="SLASH32_RUN_DIR",
     help="The agent's run directory; the plugin finds the agent's socket there.",
@@ -80,6 +80,14 @@ def install(
             network=network,
             launcher=launcher,
         )
+        if installer.is_our_plugin(paths.loopback):
+            click.echo(f"installed {paths.loopback}")
+        elif not paths.loopback.exists():
+            click.echo(
+                f"{paths.loopback} is missing: Kubernetes' runtimes need it, and the slash32 "
+                f"plugin can be it only with --run-dir {installer.DEFAULT_RUN_DIR}",
+                err=True,
+            )
         click.echo(f"installed {paths.plugin}")
         click.echo(f"installed {paths.conflist}")
 

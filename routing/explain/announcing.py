@@ -31,7 +31,9 @@ def add_ownership(chain: Chain, case: Case) -> None:
     if pool is None and block is None:
         chain.ok("ipam", where, title, f"{case.destination} is in no IPPool: it is not a pod's")
         return
-    pool_text = f"IPPool {pool.name} {pool.cidr}" if pool else "no IPPool any more"
+    # An agent remembers blocks, not the pools they came from.
+    no_pool = "a pool that only the store knows" if case.cluster.error else "no IPPool any more"
+    pool_text = f"IPPool {pool.name} {pool.cidr}" if pool else no_pool
     if block is None:
         chain.wrong(
             "ipam", where, title,

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from cni.install import (
+    DEFAULT_RUN_DIR,
     InstallError,
     Paths,
     install,
@@ -213,6 +214,45 @@ def test_the_plugin_stays_while_another_network_uses_it(
     assert uninstall(bin_dir=bin_dir, conf_dir=conf_dir) == (installed.conflist,)
     assert installed.plugin.exists()
     assert installed.plugin in uninstall(bin_dir=bin_dir, conf_dir=conf_dir, network="second")
+
+
+def test_a_missing_loopback_is_ours_to_supply(bin_dir: Path, conf_dir: Path) -> None:
+    """Kubernetes' runtimes execute it for every sandbox; it goes with the plugin."""
+    paths = install(bin_dir=bin_dir, conf_dir=conf_dir, run_dir=DEFAULT_RUN_DIR)
+    again = install(bin_dir=bin_dir, conf_dir=conf_dir, run_dir=DEFAULT_RUN_DIR)
+
+    assert again == paths
+    assert paths.loopback.read_bytes() == paths.plugin.read_bytes()
+    assert stat.S_IMODE(paths.loopback.stat().st_mode) == 0o755
+    assert uninstall(bin_dir=bin_dir, conf_dir=conf_dir) == (
+        paths.conflist,
+        paths.plugin,
+        paths.loopback,
+    )
+    assert files(bin_dir, conf_dir) == []
+
+
+def test_somebody_elses_loopback_stays(bin_dir: Path, conf_dir: Path) -> None:
+    """The host's own is as good, and not ours to replace or remove."""
+    bin_dir.mkdir(parents=True)
+    (bin_dir / "loopback").write_text("x")
+
+    paths = install(bin_dir=bin_dir, conf_dir=conf_dir, run_dir=DEFAULT_RUN_DIR)
+
+    assert paths.loopback.read_text() == "x"
+    assert paths.loopback not in uninstall(bin_dir=bin_dir, conf_dir=conf_dir)
+
+
+def test_a_loopback_that_would_not_find_the_agent_is_not_installed(
+    bin_dir: Path, conf_dir: Path, run_dir: Path
+) -> None:
+    """The runtime's configuration of it names no socket; the command says what is missing."""
+    arguments = ["--bin-dir", str(bin_dir), "--conf-dir", str(conf_dir), "--run-dir", str(run_dir)]
+
+    done = CliRunner().invoke(cni, ["install", *arguments])
+
+    assert f"{bin_dir / 'loopback'} is missing" in done.output
+    assert files(bin_dir) == ["slash32"]
 
 
 def test_the_command_installs_and_uninstalls(bin_dir: Path, conf_dir: Path, run_dir: Path) -> None:
