@@ -15,8 +15,10 @@ A path can be *stale*: still believed, because its session ended in a way that p
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+from typing import Any
 from weakref import WeakValueDictionary
 
+from bgp.judgement import Attributes
 from bgp.nlri import Nlri, family_of, nlri_of, prefix_of
 from bgp.path_table import PathTable
 from bgp.paths import (
@@ -60,6 +62,26 @@ class AttributeSets:
             path.originator_id,
             path.cluster_list,
         )
+        return self._of_key(key)
+
+    def judged(self, peer: Address, next_hop: Address, attributes: Attributes) -> PathAttributes:
+        """Those that ``peer`` sent with this next hop."""
+        key = (
+            peer,
+            next_hop,
+            attributes.as_path,
+            attributes.as_path_length,
+            attributes.origin,
+            attributes.med,
+            attributes.local_pref,
+            attributes.communities,
+            attributes.large_communities,
+            attributes.originator_id,
+            attributes.cluster_list,
+        )
+        return self._of_key(key)
+
+    def _of_key(self, key: tuple[Any, ...]) -> PathAttributes:
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = PathAttributes(*key)

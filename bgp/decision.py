@@ -44,6 +44,9 @@ def best_paths(
 
 
 def _best(paths: list[Path], peers: Mapping[Address, Peer]) -> list[Path]:
+    if len(paths) == 1:
+        return paths
+
     def preference(path: Path) -> int:
         if GRACEFUL_SHUTDOWN in path.communities:
             # Whoever sends it: from another AS as LOCAL_PREF 0 (section 4.2), and a router of our

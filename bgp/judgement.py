@@ -44,29 +44,37 @@ def judge_path(
     peer: Address, prefix: Prefix, next_hops: list[object], attributes: Attributes
 ) -> Path | Rejection:
     """A Path by the first usable of ``next_hops`` (at least one), or why none is usable."""
+    next_hop = judge_next_hop(next_hops, prefix)
+    if isinstance(next_hop, str):
+        return Rejection(prefix, next_hop)
+    return Path(
+        peer=peer,
+        prefix=prefix,
+        next_hop=next_hop,
+        as_path=attributes.as_path,
+        as_path_length=attributes.as_path_length,
+        origin=attributes.origin,
+        med=attributes.med,
+        local_pref=attributes.local_pref,
+        communities=attributes.communities,
+        large_communities=attributes.large_communities,
+        originator_id=attributes.originator_id,
+        cluster_list=attributes.cluster_list,
+    )
+
+
+def judge_next_hop(next_hops: list[object], prefix: Prefix) -> Address | str:
+    """The first usable of ``next_hops`` (at least one) for a prefix of this family, or the reason
+    token of why none is."""
     reasons = []
     for candidate in next_hops:
         next_hop = _next_hop(candidate, prefix)
-        if isinstance(next_hop, str):
-            reasons.append(next_hop)
-            continue
-        return Path(
-            peer=peer,
-            prefix=prefix,
-            next_hop=next_hop,
-            as_path=attributes.as_path,
-            as_path_length=attributes.as_path_length,
-            origin=attributes.origin,
-            med=attributes.med,
-            local_pref=attributes.local_pref,
-            communities=attributes.communities,
-            large_communities=attributes.large_communities,
-            originator_id=attributes.originator_id,
-            cluster_list=attributes.cluster_list,
-        )
+        if not isinstance(next_hop, str):
+            return next_hop
+        reasons.append(next_hop)
     # What is wrong with the address that should have been usable says more than the link-local's.
     telling = [reason for reason in reasons if reason != NEXT_HOP_LINK_LOCAL]
-    return Rejection(prefix, (telling or reasons)[0])
+    return (telling or reasons)[0]
 
 
 def _next_hop(value: object, prefix: Prefix) -> Address | str:

@@ -20,14 +20,13 @@ from typing import Any
 
 from bgp.adj_rib import AttributeSets
 from bgp.exabgp_commands import ProtocolError
-from bgp.judgement import Attributes, judge_attributes, judge_path
+from bgp.judgement import Attributes, judge_attributes, judge_next_hop
 from bgp.nlri import BadNlri, Nlri, prefix_of, split
 from bgp.paths import (
     Address,
     EndOfRib,
     Event,
     Family,
-    Path,
     PathAttributes,
     Rejection,
     RouteBatch,
@@ -101,6 +100,8 @@ class UpdateDecoder:
         """Of blocks with an MP_REACH_NLRI: (what is before it, its head, what follows)."""
         self._reach_at: dict[tuple[Address, bool], int] = {}
         """Where in the block it was found the last time: a guess."""
+        self._hops: dict[tuple[bytes, bool], Address | str] = {}
+        """Of next hops as they came, and whether for IPv4: the one to use, or why there is none."""
         self._remembered = 0
 
     def decode(self, peer: Address, raw: bytes, *, is_ebgp: bool) -> Iterator[Event]:
@@ -292,20 +293,26 @@ class UpdateDecoder:
     ) -> Judged:
         if isinstance(attributes, str):
             return attributes
-        size = 4 if len(hops) == 4 else 16
-        texts: list[object] = [
-            str(ip_address(hops[at : at + size]))
-            for at in range(0, len(hops), size)
-            if at + size <= len(hops)
-        ]
-        path = judge_path(peer, _SAMPLES[family], texts or [None], attributes)
-        return self._sets.of(path) if isinstance(path, Path) else path.reason
+        key = hops, family is Family.IPV4
+        hop = self._hops.get(key)
+        if hop is None:
+            # A router has one next hop for all its paths, or few.
+            size = 4 if len(hops) == 4 else 16
+            texts: list[object] = [
+                str(ip_address(hops[at : at + size]))
+                for at in range(0, len(hops), size)
+                if at + size <= len(hops)
+            ]
+            hop = self._hops[key] = judge_next_hop(texts or [None], _SAMPLES[family])
+            self._remember()
+        return hop if isinstance(hop, str) else self._sets.judged(peer, hop, attributes)
 
     def _remember(self) -> None:
         self._remembered += 1
         if self._remembered > MAX_REMEMBERED:
             self._remembered = 0
             self._blocks.clear()
+            self._hops.clear()
             # Emptied, not replaced: the loop that fills a batch holds on to one of them.
             for plain in self._plain.values():
                 plain.clear()

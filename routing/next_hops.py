@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from bgp.paths import Path
 from routing.links import LinkState
@@ -23,6 +24,8 @@ from routing.routes import Address, NextHop, Prefix
 RECURSION_MAX = 2
 LOOK_UPS_MAX = 1000
 """Next hops off our links that one pass asks the kernel for; one takes it about 50 us."""
+REMEMBERED_MAX = 10_000
+"""Next hops of which it is remembered what link they are on; beyond, all are forgotten."""
 
 Key = tuple[Address, Prefix]
 Hops = frozenset[NextHop]
@@ -56,9 +59,17 @@ class Resolver:
             for own in link.addresses if link.is_up else ():
                 networks.setdefault(own.network, []).append((ifname, own.ip))
         self._networks = PrefixTable(networks.items())
+        self._connected: dict[Address, str | None] = {}
 
     def connected(self, next_hop: Address) -> str | None:
         """The up link that ``next_hop`` is on; as ``links.connected_link`` says."""
+        if next_hop not in self._connected:
+            if len(self._connected) >= REMEMBERED_MAX:
+                self._connected.clear()
+            self._connected[next_hop] = self._find_connected(next_hop)
+        return self._connected[next_hop]
+
+    def _find_connected(self, next_hop: Address) -> str | None:
         for _, found in self._networks.covering_address(next_hop):
             for ifname, own in found:
                 if own != next_hop:
@@ -71,7 +82,7 @@ class Resolver:
         table: PrefixTable[Hops],
         *,
         but: Prefix,
-        candidates: PrefixTable[None],
+        candidates: Callable[[], PrefixTable[None]],
     ) -> Hops:
         """The hops towards ``next_hop``, through ``table`` where the links do not have it; empty
         when there are none.
@@ -79,14 +90,15 @@ class Resolver:
         Args:
             table: learned routes that are resolved already.
             but: the prefix that may not be used.
-            candidates: all learned prefixes. One of them that is as long as the kernel's foreign
-                route is waited for, not passed over: once it is installed the kernel shows it
-                instead of the foreign one, and the answer would change with every pass.
+            candidates: all learned prefixes, made when they are asked for. One of them that is as
+                long as the kernel's foreign route is waited for, not passed over: once it is
+                installed the kernel shows it instead of the foreign one, and the answer would
+                change with every pass.
         """
         link = self.connected(next_hop)
         if link is not None:
             return frozenset({NextHop(link, next_hop)})
-        longest = next((p for p, _ in candidates.covering_address(next_hop) if p.prefixlen), None)
+        longest = next((p for p, _ in candidates().covering_address(next_hop) if p.prefixlen), None)
         foreign = self._foreign(next_hop)
         if foreign is not None and (longest is None or longest.prefixlen < foreign[0]):
             return foreign[1]
@@ -121,7 +133,11 @@ def resolve_all(
     reached: list[Path] = []
     waiting = list(paths)
     table: PrefixTable[Hops] = PrefixTable()
-    candidates = PrefixTable((path.prefix, None) for path in paths)
+
+    @cache
+    def candidates() -> PrefixTable[None]:
+        return PrefixTable((path.prefix, None) for path in paths)
+
     for _ in range(RECURSION_MAX + 1):
         still: list[Path] = []
         progress = False
