@@ -136,6 +136,8 @@ class ImportPolicy:
             return "as-loop", f"our ASN {told} is in the AS path {times} times, allowed are {most}"
         if path.originator_id is not None and path.originator_id == session.router_id:
             return "own-originator", f"a reflector sent back what {path.originator_id} announced"
+        if session.router_id in path.cluster_list:
+            return "own-cluster", f"our router id {session.router_id} is in the CLUSTER_LIST"
         if session.is_ebgp and (not path.as_path or path.as_path[0] != session.remote_asn):
             first = path.as_path[0] if path.as_path else "nothing"
             return "first-as", f"the AS path begins with {first}, the peer is {session.remote_asn}"

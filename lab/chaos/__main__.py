@@ -32,6 +32,7 @@ from lab.chaos import (
     security,
     suites,
     topologies,
+    unwelcome,
     wires,
 )
 from lab.chaos.rows import Result, Row, Stage, Verdict, judge_controls, with_controls
@@ -53,6 +54,7 @@ MODULES = (
     security,
     suites,
     topologies,
+    unwelcome,
     wires,
 )
 

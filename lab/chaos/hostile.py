@@ -198,15 +198,15 @@ class Raw:
 
 
 @contextmanager
-def raw_speaker(world: World, tor: str) -> Iterator[Raw]:
+def raw_speaker(world: World, tor: str, *, asn: int = TOR_ASN) -> Iterator[Raw]:
     """In a router's place: its BIRD is ended first, and started again after."""
     world.kill(f"bird-{tor}", signal.SIGTERM)
     machine = world.machine(tor)
-    _, address = _ends(world, tor, world.nodes[0])
+    _, address = ends(world, tor, world.nodes[0])
     process = subprocess.Popen(
         namespaces.enter(
             machine.namespace,
-            [sys.executable, "-I", "-S", str(SPEAKER), str(address), str(TOR_ASN)],
+            [sys.executable, "-I", "-S", str(SPEAKER), str(address), str(asn)],
         ),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -223,7 +223,7 @@ def raw_speaker(world: World, tor: str) -> Iterator[Raw]:
 
 def bad_input(world: World, verdict: Verdict) -> None:
     """Each bad message, then a sound one whose route must come."""
-    near, far = _ends(world, "tor2", "node1")
+    near, far = ends(world, "tor2", "node1")
     hop, own = str(far), str(near)
     own_block, other_block = (
         next(b for b in world.blocks_of(node) if "." in b) for node in world.nodes[:2]
@@ -234,7 +234,7 @@ def bad_input(world: World, verdict: Verdict) -> None:
         raw.wait_up()
         table = list(bad_messages(hop, own, own_block, other_block))
         for bad in table:
-            before = _prefixes_via(world, hop)
+            before = prefixes_via(world, hop)
             raw.send(bad.message)
             marker = next(markers)
             sound = update(ORIGIN + PATH + next_hop(hop), nlri(marker))
@@ -243,12 +243,12 @@ def bad_input(world: World, verdict: Verdict) -> None:
                 resets.append(bad)
                 raw.send(sound)
                 world.wait(
-                    lambda marker=marker: marker in _prefixes_via(world, hop),  # type: ignore[misc]
+                    lambda marker=marker: marker in prefixes_via(world, hop),  # type: ignore[misc]
                     f"a sound route after: {bad.what}",
                 )
             else:
                 kept += 1
-            if bad.prefix in _prefixes_via(world, hop) - before:
+            if bad.prefix in prefixes_via(world, hop) - before:
                 installed.append(bad.what)
     verdict.note(
         f"{len(table)} bad messages: {len(installed)} installed, session kept after {kept}, "
@@ -259,7 +259,7 @@ def bad_input(world: World, verdict: Verdict) -> None:
     verdict.must(not wrong, f"session ended by: {', '.join(wrong)}")
 
 
-def _ends(world: World, tor: str, node: str) -> tuple[object, object]:
+def ends(world: World, tor: str, node: str) -> tuple[object, object]:
     """The addresses of the link between them: the node's, the router's."""
     for near, far in world.lab.plan.links_of(world.machine(node)):
         if far.machine.name == tor:
@@ -267,7 +267,7 @@ def _ends(world: World, tor: str, node: str) -> tuple[object, object]:
     raise LabFailure(f"no link from {node} to {tor}")
 
 
-def _prefixes_via(world: World, hop: str) -> set[str]:
+def prefixes_via(world: World, hop: str) -> set[str]:
     return {line.split()[0] for line in world.own_routes("node1") if f" via {hop} " in f"{line} "}
 
 
@@ -282,7 +282,7 @@ def _was_reset(world: World, raw: Raw, marker: str, hop: str) -> bool:
                 down = True
             if event["event"] == "up" and down:
                 return True
-        return not down and marker in _prefixes_via(world, hop)
+        return not down and marker in prefixes_via(world, hop)
 
     world.wait(settled, "a sound route, or a new session", UP_DEADLINE_S)
     return down
@@ -290,7 +290,7 @@ def _was_reset(world: World, raw: Raw, marker: str, hop: str) -> bool:
 
 def too_many(world: World, verdict: Verdict) -> None:
     """50,000 prefixes of the pool, 900 of them blocks, from a peer whose limit is 100."""
-    _, far = _ends(world, "tor2", "node1")
+    _, far = ends(world, "tor2", "node1")
     hop = str(far)
     with raw_speaker(world, "tor2") as raw:
         raw.wait_up()
@@ -298,7 +298,7 @@ def too_many(world: World, verdict: Verdict) -> None:
             _exceed(world, verdict, raw, hop)
         # What is beyond the limit is kept, in a few bytes each: the peer need not say it again.
         freed_s = world.wait(
-            lambda: len(_prefixes_via(world, hop)) > 800, "the blocks, once there is no limit"
+            lambda: len(prefixes_via(world, hop)) > 800, "the blocks, once there is no limit"
         )
         verdict.note(f"all installed {freed_s:.1f} s after the limit was lifted")
     world.settled()
@@ -320,8 +320,8 @@ def _exceed(world: World, verdict: Verdict, raw: Raw, hop: str) -> None:
         f"{beyond} to be refused by the limit",
     )
     # Asked, it answers from what it knows by then; the kernel follows in the next pass.
-    world.wait(lambda: len(_prefixes_via(world, hop)) >= LIMIT, "what is within the limit")
-    installed = len(_prefixes_via(world, hop))
+    world.wait(lambda: len(prefixes_via(world, hop)) >= LIMIT, "what is within the limit")
+    installed = len(prefixes_via(world, hop))
     grown_mib = (_memory_kib(world) - before_kib) / 1024
     alive = world.is_up_at("tor1", "node1")
     verdict.note(

@@ -112,6 +112,7 @@ REFUSED = [
     (path("203.0.113.0/24"), "not-in-pool"),
     (path("10.244.2.0/26", as_path=(64512, OWN_ASN, 64602)), "as-loop"),
     (inside("10.244.2.0/26", originator_id=OWN_ID), "own-originator"),
+    (inside("10.244.2.0/26", cluster_list=(IPv4Address("192.0.2.9"), OWN_ID)), "own-cluster"),
     (path("10.244.2.0/26", as_path=(64513, 64602)), "first-as"),
     (path("10.244.2.0/26", as_path=()), "first-as"),
     (path("10.244.2.0/26", next_hop=OWN), "next-hop-self"),
