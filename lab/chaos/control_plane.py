@@ -447,7 +447,10 @@ def all_peers_vanish(world: World, verdict: Verdict) -> None:
     The last good ones are kept for ten minutes, and then what the store says is done."""
     sessions = world.session_lines("tor1")
     with world.watching() as watch:
+        deleted_s = {}
         for node in world.nodes:
+            # Each node's time begins when its own is gone, some of a second before the next's.
+            deleted_s[node] = time.monotonic()
             world.api(f"{PEERS}/{node}-tor1", method="DELETE")
         began_s = time.monotonic()
         told_s = world.wait(lambda: _tells_of(world, "last good peers"), "agents to tell")
@@ -466,7 +469,7 @@ def all_peers_vanish(world: World, verdict: Verdict) -> None:
     gone_s = {}
     for node in world.nodes:
         world.wait(lambda node=node: not _learned(world, node), "the routes to go")  # type: ignore[misc]
-        gone_s[node] = time.monotonic() - began_s
+        gone_s[node] = time.monotonic() - deleted_s[node]
     verdict.note(
         f"told after {told_s:.1f} s, condition after {condition_s:.1f} s; kept for "
         f"{min(gone_s.values()):.1f} to {max(gone_s.values()):.1f} s"
