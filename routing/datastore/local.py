@@ -10,8 +10,8 @@ back. The one wait that can be long, for another process's lock, is not inside S
 handler would stop the event loop, and the BGP session with it): the transaction is tried again
 every 10 ms for up to 5 s.
 
-Watching is polling ``PRAGMA data_version`` every 0.1 s, which costs microseconds and counts
-commits; inotify would tell of page writes.
+Watching is asking ``PRAGMA data_version``, which counts commits, whenever the file is touched, and
+every second besides; every 0.1 s where no hints can be had.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 
 from cni.ipam.block import Block
 from routing.datastore.database import Busy, Database
+from routing.datastore.file_watch import FileWatch
 from routing.datastore.preconditions import (
     Key,
     already_exists,
@@ -63,7 +64,9 @@ from routing.datastore.snapshot import (
 log = logging.getLogger("routing.datastore")
 
 POLL_S = 0.1
-"""How often changed() looks."""
+"""How often changed() looks where nobody tells it that the file was touched."""
+SLOW_POLL_S = 1.0
+"""And where it is told: a hint that was missed costs that much."""
 BUSY_TIMEOUT_S = 5.0
 BUSY_RETRY_S = 0.01
 
@@ -97,9 +100,11 @@ class LocalStore:
         self._parsed: dict[Key, tuple[tuple[Any, ...], Resource]] = {}
         self._own_writes = 0
         self._seen: object = None
+        self._watch = FileWatch(self._path)
 
     async def close(self) -> None:
         """Gives the file back; may be called twice."""
+        self._watch.close()
         self._database.close()
 
     # -- reading ---------------------------------------------------------------------------
@@ -125,16 +130,24 @@ class LocalStore:
             StoreError: the file cannot be read any more (not at once, so that a caller that only
                 asks again does not spin).
         """
+        busy_s = BUSY_RETRY_S
         while self._seen is not None:
+            has_hints = self._watch.arm()
             try:
                 if self._mark() != self._seen:
                     return
             except Busy:
-                log.debug("store_busy path=%s", self._path)
+                # Between a writer's first page and its commit: of the commit no hint comes.
+                await asyncio.sleep(busy_s)
+                busy_s = min(2 * busy_s, POLL_S)
+                continue
             except StoreError:
                 await asyncio.sleep(POLL_S)
                 raise
-            await asyncio.sleep(POLL_S)
+            if has_hints:
+                await self._watch.hint(SLOW_POLL_S)
+            else:
+                await asyncio.sleep(POLL_S)
 
     def problems(self) -> Sequence[Problem]:
         """None: what breaks a rule does not get in here."""

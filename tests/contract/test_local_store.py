@@ -13,6 +13,7 @@ import signal
 import sqlite3
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -147,6 +148,41 @@ async def test_changed_wakes_on_another_processs_write(local, tmp_path):
     process.join(10)
 
     assert len((await local.snapshot()).nodes) == 1
+
+
+@pytest.mark.parametrize("has_hints", [True, False], ids=["told", "polling"])
+async def test_a_write_is_noticed_by_a_hint_or_by_polling(local, tmp_path, monkeypatch, has_hints):
+    """With hints no poll is waited for; where the kernel gives none the polls alone do it."""
+    if has_hints:
+        monkeypatch.setattr("routing.datastore.local.SLOW_POLL_S", 600.0)
+    else:
+        monkeypatch.setattr("routing.datastore.file_watch.FileWatch.arm", lambda self: False)
+    other = LocalStore(tmp_path / "store.db")
+    for name in ("one", "two"):
+        await local.snapshot()
+        waiting = asyncio.create_task(local.changed())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await other.create(replace(PEER, meta=Meta(name)))
+        async with asyncio.timeout(10):
+            await waiting
+    await other.close()
+
+
+async def test_a_file_in_the_place_of_the_store_is_watched_too(local, tmp_path, monkeypatch):
+    """The one that was replaced gives no more hints."""
+    monkeypatch.setattr("routing.datastore.local.SLOW_POLL_S", 600.0)
+    await local.snapshot()
+    waiting = asyncio.create_task(local.changed())
+    await asyncio.sleep(0)
+    replaced = LocalStore(tmp_path / "new.db")
+    await replaced.create(PEER)
+    await replaced.close()
+    (tmp_path / "new.db").rename(tmp_path / "store.db")
+    with suppress(StoreError):
+        async with asyncio.timeout(10):
+            await waiting
+    assert waiting.done()
 
 
 async def test_apply_is_all_or_nothing(local):
