@@ -108,7 +108,11 @@ def test_the_plugin_is_installed_and_removed_by_the_manifests_commands(image):
     assert done.returncode == 0, done.stderr
     host = image.root / "host"
     files = sorted(str(each.relative_to(host)) for each in host.rglob("*") if each.is_file())
-    assert files == ["etc/cni/net.d/10-slash32.conflist", "opt/cni/bin/slash32"]
+    assert files == [
+        "etc/cni/net.d/10-slash32.conflist",
+        "opt/cni/bin/loopback",
+        "opt/cni/bin/slash32",
+    ]
     plugin = host / "opt/cni/bin/slash32"
     # On the host itself, which has neither this Python nor this libc.
     answer = subprocess.run(
