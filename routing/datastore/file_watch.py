@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import errno
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,8 @@ IN_MODIFY, IN_ATTRIB, IN_DELETE_SELF, IN_MOVE_SELF = 0x2, 0x4, 0x400, 0x800
 _WANTED = IN_MODIFY | IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF
 """IN_ATTRIB comes when the last name of a file that is still open goes."""
 _READ_BYTES = 4096
+_CLOSED, _UNOPENED = -1, -2
+"""-1 is also what inotify_init1 answers when it refuses."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -31,11 +32,14 @@ class FileWatch:
 
     def __init__(self, path: Path) -> None:
         self._path = os.fsencode(path)
-        self._fd: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._fd = _UNOPENED
 
     def arm(self) -> bool:
         """Watches what the path leads to now, another file than before perhaps, and forgets the
         hints so far; whether hints will come. Look at the file after this, not before."""
+        if self._fd == _UNOPENED:
+            # Now, and not before: a user may have 128 of them, and most who read never wait.
+            self._fd = int(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
         if self._fd < 0:
             return False
         with suppress(BlockingIOError):
@@ -61,7 +65,7 @@ class FileWatch:
         """Gives the descriptor back; may be called twice."""
         if self._fd >= 0:
             os.close(self._fd)
-            self._fd = -errno.EBADF
+        self._fd = _CLOSED
 
 
 def _settle(came: asyncio.Future[None]) -> None:

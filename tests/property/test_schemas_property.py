@@ -31,7 +31,7 @@ def test_what_we_write_is_taken(resource):
     assert refusals(SCHEMAS[document["kind"]], document) == []
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(document=changed())
 def test_what_is_taken_can_be_read_and_the_other_way_round(document):
     """A field or two changed, dropped or added anywhere."""

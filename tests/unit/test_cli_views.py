@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -375,6 +376,8 @@ def test_watch_prints_again_until_it_is_interrupted(agent):
         [sys.executable, "-m", "routing.cli.main", "peers", "--run-dir", str(agent["run_dir"]),
          "-w", "-o", "name"],
         cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        # A shell's job in the background is born ignoring it, and so are the tests in it.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         assert process.stdout is not None
@@ -383,6 +386,7 @@ def test_watch_prints_again_until_it_is_interrupted(agent):
         process.communicate(timeout=30)
     finally:
         process.kill()
+        process.communicate()
     assert lines == ["node1/172.30.0.0\n", "\n", "node1/172.30.0.0\n"]
     assert process.returncode == 0
 
