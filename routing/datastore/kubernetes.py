@@ -27,7 +27,6 @@ from typing import Any
 
 import structlog
 
-from cni.ipam.block import Block
 from routing.datastore.kubernetes_batch import Batch
 from routing.datastore.kubernetes_board import Board
 from routing.datastore.kubernetes_client import ApiServer, Object
@@ -40,8 +39,8 @@ from routing.datastore.kubernetes_documents import (
 from routing.datastore.kubernetes_mirrors import Mirrors
 from routing.datastore.kubernetes_objects import Objects, readable, stored_meta
 from routing.datastore.kubernetes_watch import Pace
-from routing.datastore.preconditions import Key, block_errors, block_of, check_preconditions
-from routing.datastore.resources import block_name, block_resource, kind_of, spec_of
+from routing.datastore.preconditions import Key, check_preconditions
+from routing.datastore.resources import kind_of, spec_of
 from routing.datastore.rules import check_deleted, check_written
 from routing.datastore.snapshot import (
     Applied,
@@ -57,16 +56,16 @@ from routing.datastore.snapshot import (
     ResourceStatus,
     Snapshot,
 )
+from routing.datastore.stored_blocks import StoredBlocks
 
 log = structlog.get_logger("routing.datastore")
 
 DEFAULT_NAMESPACE = "slash32-system"
 
 Resources = list[Resource]
-Blocks = list[Block]
 
 
-class KubernetesStore:
+class KubernetesStore(StoredBlocks):
     """A Datastore and StatusBoard on an API server. Watches begin with the first snapshot().
 
     Args:
@@ -247,33 +246,6 @@ class KubernetesStore:
     async def delete_all(self, keys: Sequence[Key]) -> None:
         """Deletes all of them, one after another; see Batch."""
         await self._batch.delete_all(keys)
-
-    # -- blocks, as the IPAM sees them -----------------------------------------------------
-
-    async def list_blocks(self) -> Blocks:
-        """Every block, in a quorum read from the server. Raises BlockStoreError."""
-        with block_errors():
-            return [block_of(each) for each in await self.list("Block")]
-
-    async def create_block(self, block: Block) -> Block:
-        """Stores a new block. Raises BlockExists, BlockStoreError."""
-        with block_errors():
-            return block_of(await self.create(block_resource(block)))
-
-    async def update_block(self, block: Block) -> Block:
-        """Replaces a block of that very version. Raises BlockConflict, BlockStoreError."""
-        with block_errors():
-            return block_of(await self.update(block_resource(block)))
-
-    async def delete_block(self, block: Block) -> None:
-        """Deletes a block of that very version. Raises BlockConflict, BlockStoreError."""
-        with block_errors():
-            await self.delete(
-                "Block",
-                block_name(block.cidr),
-                resource_version=block.resource_version,
-                uid=block.uid or None,
-            )
 
     # -- StatusBoard -----------------------------------------------------------------------
 

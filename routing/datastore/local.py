@@ -26,21 +26,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cni.ipam.block import Block
 from routing.datastore.database import Busy, Database
 from routing.datastore.file_watch import FileWatch
 from routing.datastore.preconditions import (
     Key,
     already_exists,
-    block_errors,
-    block_of,
     check_preconditions,
     named,
     not_found,
 )
 from routing.datastore.resources import (
-    block_name,
-    block_resource,
     from_document,
     kind_of,
     spec_of,
@@ -60,6 +55,7 @@ from routing.datastore.snapshot import (
     StoreError,
     snapshot_of,
 )
+from routing.datastore.stored_blocks import StoredBlocks
 
 log = logging.getLogger("routing.datastore")
 
@@ -72,13 +68,12 @@ BUSY_RETRY_S = 0.01
 
 T = TypeVar("T")
 Resources = list[Resource]
-Blocks = list[Block]
 Pools = list[IPPoolResource]
 
 _COLUMNS = "kind, name, uid, resource_version, generation, document"
 
 
-class LocalStore:
+class LocalStore(StoredBlocks):
     """A Datastore in one file. Use an instance from one thread only.
 
     Args:
@@ -273,34 +268,6 @@ class LocalStore:
                 connection, [self._existing(connection, key) for key in keys]
             )
         )
-
-    # -- blocks, as the IPAM sees them -----------------------------------------------------
-
-    async def list_blocks(self) -> Blocks:
-        """Every block. Raises BlockStoreError."""
-        with block_errors():
-            found = await self.list("Block")
-        return [block_of(each) for each in found]
-
-    async def create_block(self, block: Block) -> Block:
-        """Stores a new block. Raises BlockExists, BlockStoreError."""
-        with block_errors():
-            return block_of(await self.create(block_resource(block)))
-
-    async def update_block(self, block: Block) -> Block:
-        """Replaces a block of that very version. Raises BlockConflict, BlockStoreError."""
-        with block_errors():
-            return block_of(await self.update(block_resource(block)))
-
-    async def delete_block(self, block: Block) -> None:
-        """Deletes a block of that very version. Raises BlockConflict, BlockStoreError."""
-        with block_errors():
-            await self.delete(
-                "Block",
-                block_name(block.cidr),
-                resource_version=block.resource_version,
-                uid=block.uid or None,
-            )
 
     # -- transactions ----------------------------------------------------------------------
 

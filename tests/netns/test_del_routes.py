@@ -17,13 +17,13 @@ from cni.spec import Command
 from cni.wiring import KernelWiring
 from routing.fib import KernelFib
 from routing.reconcile import Reconciler
+from tests.fakes.blocks import FakeBlocks
 from tests.fakes.cni import FakeAllocator
 from tests.fakes.edge import FakeEdge
 from tests.fakes.netns import Fabric, Namespace
 from tests.fakes.speaker import FakeSpeaker, FakeWorld
 from tests.fakes.store import FakeDatastore
 from tests.unit.test_attach import ATTACHMENT, request
-from tests.unit.test_reconcile import FakeBlocks
 
 pytestmark = [
     pytest.mark.netns,

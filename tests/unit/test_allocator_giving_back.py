@@ -9,7 +9,7 @@ import pytest
 
 from cni.ipam.allocator import Allocator
 from cni.ipam.block import BlockState, BlockStoreError
-from cni.ipam.pool import IPPool
+from cni.ipam.pool import IPPool, Prefix
 from tests.fakes.allocation import V4, V6, World, confirmed, pod, release_until, until
 from tests.fakes.store import Fault
 
@@ -21,6 +21,14 @@ async def three_blocks(world: World, allocator: Allocator) -> None:
     for number in range(9):
         allocator.release(pod(number))
     world.clock.now_s += 31
+
+
+async def two_marked(world: World, allocator: Allocator) -> list[Prefix]:
+    """The same, and two looks later: one block stays, the two returned are marked."""
+    await three_blocks(world, allocator)
+    await allocator.release_empty_blocks()
+    await allocator.release_empty_blocks()
+    return [b.cidr for b in world.store.blocks if b.state is BlockState.PENDING_DELETION]
 
 
 async def test_empty_blocks_are_given_back_in_two_phases_after_two_looks():
@@ -91,10 +99,7 @@ async def test_a_marked_block_gives_no_addresses_and_a_late_list_does_not_revive
     """From the mark on it is not ours to use; once deleted, stale answers are known as such."""
     world = World(V4)
     allocator = world.allocator()
-    await three_blocks(world, allocator)
-    await allocator.release_empty_blocks()
-    await allocator.release_empty_blocks()
-    marked = {b.cidr for b in world.store.blocks if b.state is BlockState.PENDING_DELETION}
+    marked = await two_marked(world, allocator)
     stale = list(world.store.blocks)
 
     for number in range(4):
@@ -112,10 +117,7 @@ async def test_a_marked_block_that_is_in_use_after_all_is_not_deleted():
     """A link that was found late holds one of its addresses: the block is confirmed again."""
     world = World(V4)
     allocator = world.allocator()
-    await three_blocks(world, allocator)
-    await allocator.release_empty_blocks()
-    await allocator.release_empty_blocks()
-    first, _ = [b.cidr for b in world.store.blocks if b.state is BlockState.PENDING_DELETION]
+    first, _ = await two_marked(world, allocator)
 
     allocator.adopt(pod(1), (first.network_address,))
     await allocator.release_empty_blocks()
@@ -160,10 +162,7 @@ async def test_a_release_cut_short_is_gone_on_with_by_the_successor():
     """PENDING_DELETION and empty: deleted. In use again after all: confirmed again."""
     world = World(V4)
     allocator = world.allocator()
-    await three_blocks(world, allocator)
-    await allocator.release_empty_blocks()
-    await allocator.release_empty_blocks()
-    first, second = [b.cidr for b in world.store.blocks if b.state is BlockState.PENDING_DELETION]
+    first, second = await two_marked(world, allocator)
 
     successor = world.allocator()
     successor.adopt(pod(1), (first.network_address,))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 
 from bgp.paths import Origin, Path
@@ -18,7 +17,8 @@ from routing.datastore.snapshot import (
 from routing.links import LinkState
 from routing.metrics.fib_tally import FibTally
 from routing.reconcile import Reconciler
-from routing.routes import METRIC, PROTOCOL, NextHop, Prefix
+from routing.routes import METRIC, PROTOCOL, NextHop
+from tests.fakes.blocks import FakeBlocks
 from tests.fakes.edge import FakeEdge
 from tests.fakes.kernel import FakeFib, FakeWiring
 from tests.fakes.speaker import FakeSpeaker, FakeWorld
@@ -27,25 +27,6 @@ from tests.fakes.store import FakeDatastore
 TOR = ip_address("172.30.0.0")
 BLOCK = ip_network("10.244.1.0/26")
 REMOTE = ip_network("10.244.2.0/26")
-
-
-@dataclass
-class NoBlocks:
-    """Takes what it is given."""
-
-    seen: list[object] = field(default_factory=list)
-
-    async def refresh(self, blocks=None) -> None:
-        self.seen.append(blocks)
-
-    async def release_empty_blocks(self) -> list[Prefix]:
-        return []
-
-    def restore(self, blocks) -> None:
-        self.seen.append(blocks)
-
-    def blocks(self) -> list[tuple[Block, int, int, int]]:
-        return []
 
 
 class Node:
@@ -75,7 +56,7 @@ class Node:
             fib=self.tally.around(self.kernel),
             speaker=self.speaker,
             pod_links=FakeWiring(),
-            blocks=NoBlocks(),
+            blocks=FakeBlocks(),
             edge=FakeEdge(),
             clock=lambda: self.now_s,
         )

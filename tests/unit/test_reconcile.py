@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
@@ -28,8 +27,9 @@ from routing.datastore.snapshot import (
 from routing.links import LinkState
 from routing.reconcile import Reconciler
 from routing.report import STORE_OUT_OF_SYNC, PassReport
-from routing.routes import METRIC, PROTOCOL, NextHop, Prefix, RouteKey
+from routing.routes import METRIC, PROTOCOL, NextHop, RouteKey
 from tests.fakes.bgp_world import eventually
+from tests.fakes.blocks import FakeBlocks
 from tests.fakes.edge import FakeEdge
 from tests.fakes.kernel import FakeFib, FakeWiring
 from tests.fakes.speaker import FakeSpeaker, FakeWorld
@@ -39,27 +39,6 @@ TOR = ip_address("172.30.0.0")
 BLOCK = ip_network("10.244.1.0/26")
 REMOTE = ip_network("10.244.2.0/26")
 DEFAULT = ip_network("0.0.0.0/0")
-
-
-@dataclass
-class FakeBlocks:
-    """Remembers what it was refreshed with."""
-
-    seen: list[Sequence[Block] | None] = field(default_factory=list)
-    release_calls: int = 0
-
-    async def refresh(self, blocks: Sequence[Block] | None = None) -> None:
-        self.seen.append(blocks)
-
-    async def release_empty_blocks(self) -> list[Prefix]:
-        self.release_calls += 1
-        return []
-
-    def restore(self, blocks: Sequence[Block]) -> None:
-        self.seen.append(blocks)
-
-    def blocks(self) -> list[tuple[Block, int, int, int]]:
-        return []
 
 
 class Node:
