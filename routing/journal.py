@@ -6,13 +6,17 @@ written is told once and costs nothing else. Pods come and go without a pass, so
 by the next one.
 
 Comparing two passes takes tens of milliseconds at ten thousand routes, so it is done in a thread of
-its own: no ADD and no UPDATE waits for it.
+its own: no ADD and no UPDATE waits for it. A thread is not enough when a table arrives: two of them
+take turns in one interpreter, and what is written about routes would take longer than the routes.
+So what is about many waits for a moment in which no pass ends.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address, ip_network
@@ -31,6 +35,12 @@ MAX_BYTES = 4 << 20
 """About 20,000 entries a file."""
 ENTRIES_AT_ONCE = 2000
 """What one pass may write; a full table that comes at once is summed up beyond it."""
+MANY = 100
+"""Prefixes; a note about fewer is written at once."""
+CALM_S = 0.25
+"""So long no pass has ended: what was arriving is there."""
+CALM_WITHIN_S = 5.0
+"""On a busy node there is no such moment."""
 
 
 class Journal:
@@ -49,11 +59,14 @@ class Journal:
         self._max_bytes = max_bytes
         self._sessions: dict[Address, SessionMark] = {}
         self._problem: str | None = None
+        self._noted_at_s = time.monotonic()
+        self._is_closing = threading.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="journal")
 
     def note(self, before: PassReport, after: PassReport, sessions: Mapping[Address, Any]) -> None:
         """Has what one pass changed written soon, in order. Never raises."""
         was, self._sessions = self._sessions, marks_of(sessions)
+        self._noted_at_s = time.monotonic()
         self._worker.submit(self._write, before, after, was, self._sessions, self._clock())
 
     def add(self, entry: Entry) -> None:
@@ -62,7 +75,16 @@ class Journal:
 
     def close(self) -> None:
         """Returns once all that was noted is written. Closing twice is harmless."""
+        self._is_closing.set()
         self._worker.shutdown(wait=True)
+
+    def _await_calm(self) -> None:
+        now_s = time.monotonic()
+        end_s = now_s + CALM_WITHIN_S
+        while (due_s := min(self._noted_at_s + CALM_S, end_s)) > now_s:
+            if self._is_closing.wait(due_s - now_s):
+                return
+            now_s = time.monotonic()
 
     def _write(
         self,
@@ -72,6 +94,8 @@ class Journal:
         marks: Mapping[Address, SessionMark],
         now_s: float,
     ) -> None:
+        if max(len(before.desired.remote.outcomes), len(after.desired.remote.outcomes)) > MANY:
+            self._await_calm()
         try:
             entries = [
                 as_found(entry, before, after, was) for entry in changes(before, after, was, marks)

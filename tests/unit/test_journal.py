@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path as FilePath
@@ -15,8 +16,10 @@ from routing.changes import SessionMark, changes
 from routing.delta import Failure
 from routing.desired import Desired
 from routing.import_policy import RejectedPath
-from routing.journal import Journal, as_found, read_journal
+from routing.journal import MANY, Journal, as_found, read_journal
+from routing.remote import Outcome, Remote
 from routing.report import Held, PassReport
+from routing.route_table import RouteTable
 from routing.routes import NextHop, Route, RouteKey, RouteKind
 
 TOR = ip_address("172.30.0.0")
@@ -217,3 +220,46 @@ def test_an_announcement_of_the_first_pass_is_found():
         assert [
             as_found(entry, before, after, UP)["action"] for entry in changes(before, after, UP, UP)
         ] == [action]
+
+
+def many(number: int) -> PassReport:
+    """So many prefixes, each with a route."""
+    nlris = [bytes((32, 10, 0, number >> 8, number & 255)) for number in range(number)]
+    hops = (NextHop("uplink0", TOR),)
+    outcome = Outcome(hops, (), (), (), (), nlris[0])
+    wanted = Desired(
+        routes=RouteTable(grouped=dict.fromkeys(nlris, hops)),
+        remote=Remote(dict.fromkeys(nlris, outcome)),
+    )
+    return report(wanted)
+
+
+def test_what_is_about_many_waits_until_they_are_there(tmp_path, monkeypatch):
+    """Written while a table arrives, it would take longer than the table; what ends the agent ends
+    the waiting too, and nothing is lost. A few are written at once."""
+    monkeypatch.setattr("routing.journal.CALM_S", 3600.0)
+    monkeypatch.setattr("routing.journal.CALM_WITHIN_S", 3600.0)
+    for number, waits in ((MANY + 1, True), (MANY, False)):
+        path = tmp_path / f"{number}"
+        journal = Journal(path, clock=lambda: 5.0)
+        started = threading.Event()
+        monkeypatch.setattr(journal, "_is_closing", _Asked(started))
+        journal.note(report(Desired()), many(number), {})
+        if waits:
+            assert started.wait(10)
+            assert not path.exists()
+        journal.close()
+        assert started.is_set() == waits
+        assert len(list(read_journal(path))) == number
+
+
+class _Asked(threading.Event):
+    """Tells when somebody waits for it."""
+
+    def __init__(self, is_asked: threading.Event) -> None:
+        super().__init__()
+        self._is_asked = is_asked
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._is_asked.set()
+        return super().wait(timeout)
