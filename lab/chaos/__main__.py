@@ -1,6 +1,7 @@
 """``python -m lab.chaos``: runs rows of the fault matrix in labs of its own, and prints the table.
 
-Exit 0 when every row passed, 1 when one did not, 2 when a row is asked for that is not there.
+Exit 0 when every row passed or was skipped (this machine lacks what it needs), 1 when one did not,
+2 when a row is asked for that is not there.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from lab.chaos import (
     hostile,
     kernel,
     links,
+    memory,
     misbehaving_api,
     plugin,
     restarts,
@@ -35,7 +37,7 @@ from lab.chaos import (
     unwelcome,
     wires,
 )
-from lab.chaos.rows import Result, Row, Stage, Verdict, judge_controls, with_controls
+from lab.chaos.rows import Result, Row, Skipped, Stage, Verdict, judge_controls, with_controls
 from lab.chaos.table import document, inserted, line
 from lab.chaos.world import World
 from lab.interrupts import Interrupted, interruptible
@@ -49,6 +51,7 @@ MODULES = (
     hostile,
     kernel,
     plugin,
+    memory,
     misbehaving_api,
     control_plane,
     security,
@@ -89,16 +92,19 @@ def world_of(stage: Stage) -> Iterator[World | None]:
 def run_row(row: Row, world: World | None) -> Result:
     """One experiment, and the oracle after it. A failure of the experiment is its problem."""
     verdict = Verdict()
-    begun_s = time.monotonic()
+    skipped, begun_s = "", time.monotonic()
     try:
         # A row of a stage without a lab looks at no world.
         row.run(cast(World, world), verdict)
         findings = world.at_rest() if world else []
         verdict.must(not findings, f"the oracle finds: {'; '.join(findings[:3])}")
+    except Skipped as error:
+        skipped = str(error)
     except Exception as error:
         # Whatever an experiment fails of is this row's finding; the others still run.
         verdict.must(False, f"{type(error).__name__}: {error}")
-    return Result(row, tuple(verdict.measured), tuple(verdict.problems), time.monotonic() - begun_s)
+    took_s = time.monotonic() - begun_s
+    return Result(row, tuple(verdict.measured), tuple(verdict.problems), took_s, skipped)
 
 
 def run_rows(rows: list[Row], *, say: Progress) -> list[Result]:
@@ -113,7 +119,7 @@ def run_rows(rows: list[Row], *, say: Progress) -> list[Result]:
                 result = run_row(row, world)
                 say.say(line(result))
                 results.append(result)
-                if not result.passed or not row.leaves_lab:
+                if result.failed or not row.leaves_lab:
                     labs.pop_all().close()
                     world = labs.enter_context(world_of(stage))
     return sorted(judge_controls(results), key=lambda result: result.row.order)
@@ -172,13 +178,17 @@ def main() -> int:
         return 1
     except Interrupted as error:
         return error.exit_code
-    failed = [result.row.id for result in results if not result.passed]
+    failed = [result.row.id for result in results if result.failed]
+    skipped = [result.row.id for result in results if result.skipped]
     if arguments.document:
         path = arguments.document
         path.write_text(document(results, ROWS, path.read_text() if path.exists() else ""))
     if arguments.into:
         arguments.into.write_text(inserted(arguments.into.read_text(), results))
-    print(f"chaos: {len(results) - len(failed)} of {len(results)} rows passed")
+    passed = len(results) - len(failed) - len(skipped)
+    print(f"chaos: {passed} of {len(results)} rows passed")
+    if skipped:
+        print(f"chaos: could not be run here: {' '.join(skipped)}")
     if failed:
         print(f"chaos: not passed: {' '.join(failed)}")
     return 1 if failed else 0

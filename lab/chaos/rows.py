@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from lab.chaos.world import World
 
 
+class Skipped(Exception):
+    """Raised by an experiment that this machine cannot make; says what is missing. Not a pass."""
+
+
 class Stage(Enum):
     """The lab that a row wants; rows of one stage share one lab."""
 
@@ -100,16 +104,21 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a row came to. ``took_s`` is wall time."""
+    """What a row came to. ``took_s`` is wall time; ``skipped`` why it could not be run here."""
 
     row: Row
     measured: tuple[str, ...]
     problems: tuple[str, ...]
     took_s: float
+    skipped: str = ""
 
     @property
     def passed(self) -> bool:
-        return not self.problems
+        return not self.problems and not self.skipped
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.problems)
 
 
 def judge_controls(results: list[Result]) -> list[Result]:
@@ -118,7 +127,7 @@ def judge_controls(results: list[Result]) -> list[Result]:
     judged = []
     for result in results:
         control = result.row.control
-        if control is None:
+        if control is None or result.skipped:
             judged.append(result)
             continue
         found = by_id.get(control)

@@ -30,8 +30,8 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 def line(result: Result) -> str:
     """One line for the terminal."""
-    mark = "pass" if result.passed else "FAIL"
-    text = "; ".join(result.measured) or "-"
+    mark = "FAIL" if result.failed else "skip" if result.skipped else "pass"
+    text = "; ".join(result.measured) or result.skipped or "-"
     if result.problems:
         text += f" | PROBLEM: {'; '.join(result.problems)}"
     return f"{mark}  {result.row.id:<4} {result.row.what}: {text} ({result.took_s:.0f} s)"
@@ -46,7 +46,12 @@ def document(results: Sequence[Result], rows: Sequence[Row] = (), before: str = 
         before: the document as it was; a row that did not run keeps its line of there.
     """
     kept = {found[1]: found[0] + "\n" for found in _LINE.finditer(before)}
-    kept |= {result.row.id: _table_row(result) for result in results}
+    kept |= {
+        result.row.id: _table_row(result)
+        for result in results
+        # Skipped is not run: a line of a machine that could says more.
+        if not (result.skipped and result.row.id in kept)
+    }
     present = [row for row in rows or [r.row for r in results] if row.id in kept]
     passed = sum(kept[row.id].endswith("| yes |\n") for row in present)
     parts = [HEAD, f"\n{passed} of {len(present)} rows passed when they were last run.\n"]
@@ -79,6 +84,8 @@ def _table_row(result: Result) -> str:
     row = result.row
     measured = "; ".join(result.measured) or "-"
     verdict = "yes" if result.passed else f"**no**: {'; '.join(result.problems)}"
+    if result.skipped:
+        verdict = f"**skipped**: {result.skipped}"
     owed = row.expected + (f" (control: {row.control})" if row.control else "")
     cells = (row.id, row.what, owed, measured, verdict)
     return "| " + " | ".join(_cell(text) for text in cells) + " |\n"

@@ -24,6 +24,7 @@ import yaml
 from cni.attachment import Attachment
 from lab import build, namespaces, oracle, processes, routers, runtime
 from lab.build import Lab
+from lab.chaos.rows import Verdict
 from lab.chaos.watch import Flow, Watch, watching
 from lab.plan import API_PORT, LabFailure, Machine, Pod
 from lab.processes import Process
@@ -394,6 +395,15 @@ class World:
         with suppress(LabFailure):
             wait_until(look, what="the oracle", deadline_s=ORACLE_DEADLINE_S, poll_s=0.5)
         return found
+
+
+def zero(world: World, verdict: Verdict, watch: Watch) -> None:
+    """0 lost, 0 route events anywhere."""
+    events = watch.events_on(*world.nodes, *world.tors)
+    verdict.note(f"{watch}, {len(events)} route events")
+    verdict.must(watch.sent > 100, f"only {watch.sent} probes were sent")
+    verdict.must(watch.lost == 0, f"{watch}")
+    verdict.must(not events, f"route events: {'; '.join(events[:3])}")
 
 
 def _whole_routes(text: str) -> list[str]:

@@ -7,6 +7,7 @@ refused with the whole of it), and that an agent's token can write for its own n
 from __future__ import annotations
 
 import json
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -267,6 +268,44 @@ def test_an_agent_writes_nothing_that_operators_wish(server, agents):
     assert a.status("GET", f"/api/v1/namespaces/{NAMESPACE}/secrets") == 200
     taint = {"spec": {"unschedulable": True}}
     assert a.status("PATCH", "/api/v1/nodes/node-a", taint, patch=True) == 403
+
+
+def test_an_agent_takes_over_nothing_else(server, agents):
+    """Nodes, Pods, Secrets, rights: what would make one stolen token a cluster's. 403 for all."""
+    a, _ = agents
+    pods, node = f"/api/v1/namespaces/{NAMESPACE}/pods", "/api/v1/nodes/node-b"
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "thief", "namespace": NAMESPACE},
+        "spec": {"containers": [{"name": "thief", "image": "thief"}]},
+    }
+    label: dict[str, Any] = {"metadata": {"labels": {"taken": "over"}}}
+    token = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/slash32-controller/token"
+    request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+    tried = {
+        f"{method} {path}": a.status(method, path, body, patch=method == "PATCH")
+        for method, path, body in (
+            ("POST", "/api/v1/nodes", {"kind": "Node", "metadata": {"name": "node-c"}}),
+            ("PATCH", "/api/v1/nodes/node-a", label),
+            ("PATCH", node, label),
+            ("PATCH", f"{node}/status", {"status": {"conditions": []}}),
+            ("DELETE", node, None),
+            ("POST", pods, pod),
+            ("PATCH", f"{pods}/slash32-node-b", label),
+            ("PATCH", f"{pods}/slash32-node-b/status", {"status": {"podIP": "10.0.0.1"}}),
+            ("DELETE", f"{pods}/slash32-node-b", None),
+            ("POST", f"{pods}/slash32-node-b/eviction", None),
+            ("GET", f"{pods}/slash32-node-b/exec?command=sh&stdout=true", None),
+            ("GET", "/api/v1/secrets", None),
+            ("GET", "/api/v1/namespaces/kube-system/secrets", None),
+            ("POST", f"/api/v1/namespaces/{NAMESPACE}/secrets", {"metadata": {"name": "x"}}),
+            ("POST", token, request),
+            ("POST", f"{ROLES}/clusterrolebindings", {"metadata": {"name": "x"}}),
+        )
+    }
+    assert {words: code for words, code in tried.items() if code != 403} == {}
+    sys.stdout.write(f"measured: 403 for {len(tried)} other writes and lists\n")
 
 
 def test_kubectl_shows_whether_it_works(server):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lab.chaos.__main__ import ROWS, chosen
+from lab.chaos.__main__ import ROWS, chosen, run_row
 from lab.chaos.hammer import Held, History, doubled
-from lab.chaos.rows import Result, Row, Stage, Verdict, judge_controls, with_controls
+from lab.chaos.rows import Result, Row, Skipped, Stage, Verdict, judge_controls, with_controls
 from lab.chaos.table import BEGIN, END, document, inserted, line
 from lab.chaos.watch import IN_FLIGHT, loss_of, route_changes
 
@@ -118,6 +118,31 @@ def test_a_row_that_is_not_run_keeps_its_line() -> None:
         "| R1 |",
     ]
     assert "late" not in again
+
+
+def test_what_this_machine_cannot_run_is_neither_green_nor_red() -> None:
+    """It says what is missing; a line of a machine that could run it stays."""
+    skipped = Result(row("O10"), (), (), 0.0, "no memory cgroup can be made here")
+    assert not skipped.passed
+    assert not skipped.failed
+    assert line(skipped).startswith("skip")
+    text = document([result("R0"), skipped])
+    assert "1 of 2 rows passed" in text
+    assert "**skipped**: no memory cgroup can be made here" in text
+    measured = document([result("O10")])
+    assert "1 of 1 rows passed" in document([skipped], [row("O10")], measured)
+    # It has not run, so nobody counts on it either.
+    assert not judge_controls([skipped, result("R1", control="O10")])[1].passed
+
+
+def test_an_experiment_that_says_so_is_skipped() -> None:
+    """And the command knows it from one that failed."""
+
+    def impossible(_world: object, _verdict: Verdict) -> None:
+        raise Skipped("nothing here to do it with")
+
+    found = run_row(Row("O10", "something", "", Stage.NO_LAB, impossible), None)
+    assert (found.skipped, found.failed) == ("nothing here to do it with", False)
 
 
 def test_a_table_is_put_between_the_markers_of_a_document() -> None:

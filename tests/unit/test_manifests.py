@@ -5,8 +5,10 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
+import yaml
 from click.testing import CliRunner
 
+from lab.chaos.memory import LIMIT_MIB
 from routing.cli.resources import apply, get
 
 ROOT = Path(__file__).parents[2]
@@ -30,3 +32,14 @@ def test_readme_shows_the_example_as_it_is():
         textwrap.indent(body, "       ", lambda _line: True).rstrip()
         in (ROOT / "README.md").read_text()
     )
+
+
+def test_no_container_gets_less_memory_than_was_tried():
+    """Row O10 of the fault matrix runs agent and speaker in as much as this."""
+    for name in ("agent.yaml", "install.yaml"):
+        documents = yaml.safe_load_all((ROOT / "manifests" / name).read_text())
+        pods = (each for each in documents if each["kind"] == "DaemonSet")
+        containers = next(pods)["spec"]["template"]["spec"]["containers"]
+        limits = {each["name"]: each["resources"]["limits"]["memory"] for each in containers}
+        assert set(limits) == {"agent", "speaker"}
+        assert all(int(limit.removesuffix("Mi")) >= LIMIT_MIB for limit in limits.values())
