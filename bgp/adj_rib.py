@@ -14,7 +14,15 @@ A path can be *stale*: still believed, because its session ended in a way that p
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+from collections.abc import (
+    Collection,
+    ItemsView,
+    Iterable,
+    Iterator,
+    Mapping,
+    Set,
+    ValuesView,
+)
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -128,13 +136,13 @@ class AdjRibIn:
         return None if changed is None else self._offers(changed)
 
     def offers(self) -> Offers:
-        """Every prefix with what is said of it. A copy: the caller may await while it looks."""
-        tables = list(self._tables.values())
+        """Every prefix with what is said of it. Of one peer's table a view, or there would be a
+        second one for as long as somebody looks: do not await while going through it."""
+        tables = [table for table in self._tables.values() if table]
+        if len(tables) == 1:
+            return _OneTable(tables[0])
         # One tuple for all prefixes of which the same is said: memory, and identity once more.
         alike: dict[tuple[PathAttributes, ...], tuple[PathAttributes, ...]] = {}
-        if len(tables) == 1:
-            alone = {attributes: (attributes,) for attributes in set(tables[0].values())}
-            return {nlri: alone[attributes] for nlri, attributes in tables[0].items()}
         found: dict[Nlri, tuple[PathAttributes, ...]] = {}
         for table in tables:
             for nlri, attributes in table.items():
@@ -318,6 +326,64 @@ class AdjRibIn:
     def paths(self) -> Mapping[tuple[Address, Prefix], Path]:
         """A copy of everything, stale paths included: the caller may await while it looks."""
         return {(peer, prefix): path for peer in self._tables for prefix, path in self._paths(peer)}
+
+
+class _Alone(dict[PathAttributes, tuple[PathAttributes, ...]]):
+    """Of each attributes the one tuple of them alone."""
+
+    def __missing__(self, attributes: PathAttributes) -> tuple[PathAttributes, ...]:
+        said = self[attributes] = (attributes,)
+        return said
+
+
+class _OneTable(Mapping[Nlri, tuple[PathAttributes, ...]]):
+    """What the only peer says, as offers."""
+
+    def __init__(self, table: Mapping[Nlri, PathAttributes]) -> None:
+        self._table = table
+        self._alone = _Alone()
+
+    def __getitem__(self, nlri: Nlri) -> tuple[PathAttributes, ...]:
+        return self._alone[self._table[nlri]]
+
+    def __contains__(self, nlri: object) -> bool:
+        return nlri in self._table
+
+    def __iter__(self) -> Iterator[Nlri]:
+        return iter(self._table)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def items(self) -> ItemsView[Nlri, tuple[PathAttributes, ...]]:
+        """Each with what is said of it."""
+        return _Items(self)
+
+    def values(self) -> ValuesView[tuple[PathAttributes, ...]]:
+        """What is said of each."""
+        return _Values(self)
+
+    def said(self) -> Iterator[tuple[PathAttributes, ...]]:
+        """The same in a loop that is not Python's, which the classes for it are."""
+        return map(self._alone.__getitem__, self._table.values())
+
+
+class _Items(ItemsView[Nlri, tuple[PathAttributes, ...]]):
+    def __init__(self, table: _OneTable) -> None:
+        super().__init__(table)
+        self._table = table
+
+    def __iter__(self) -> Iterator[tuple[Nlri, tuple[PathAttributes, ...]]]:
+        return zip(self._table, self._table.said(), strict=True)
+
+
+class _Values(ValuesView[tuple[PathAttributes, ...]]):
+    def __init__(self, table: _OneTable) -> None:
+        super().__init__(table)
+        self._table = table
+
+    def __iter__(self) -> Iterator[tuple[PathAttributes, ...]]:
+        return self._table.said()
 
 
 def _next_hops(attributes: Iterable[PathAttributes]) -> set[Address]:

@@ -45,6 +45,7 @@ from routing.explain.about import about
 from routing.explain.codec import to_json
 from routing.fib import KernelFib
 from routing.journal import Journal
+from routing.lean_start import no_default_certificates
 from routing.links import link_of
 from routing.metrics.agent_metrics import AgentMetrics
 from routing.metrics.families import Observation
@@ -334,9 +335,10 @@ class Agent:
 
     def _web_server(self, port: int) -> WebServer:
         # Here and not above: aiohttp takes 0.2 s to import, which an agent without it need not pay.
-        from routing.web.pages import pages
-        from routing.web.recent import JournalRecent
-        from routing.web.server import WebServer
+        with no_default_certificates():
+            from routing.web.pages import pages
+            from routing.web.recent import JournalRecent
+            from routing.web.server import WebServer
 
         def observe() -> Observation:
             return self._metrics.observe(

@@ -18,10 +18,12 @@ import asyncio
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Protocol
 
 import structlog
 
+from bgp.adj_rib import Offers
 from cni.attachment import Attachment
 from cni.edge import Edge, EdgeError
 from cni.ipam.block import Block, BlockStoreError
@@ -53,6 +55,8 @@ from routing.update_lane import merge, relearn
 
 log = structlog.get_logger("routing.reconcile")
 
+LEARNED_AT_ONCE = 16_384
+"""Prefixes that a short pass learns and writes before it goes on to the next."""
 BACKOFF_FIRST_S = 0.2
 BACKOFF_MAX_S = 10.0
 REPAIRS_AT_ONCE = 20
@@ -268,12 +272,22 @@ class Reconciler:
         if not has_updates or not self.report.passes or is_resync or self._repair_due:
             return False
         changed = self._speaker.take_changes()
+        if changed is None:
+            return False
+        # A table that comes whole would be in memory four times more while it is worked on.
+        rest, losses = iter(changed.items()), self._losses
+        while some := dict(islice(rest, LEARNED_AT_ONCE)):
+            # What has been turned away from meanwhile must not be turned back.
+            if losses != self._losses or not await self._relearn(some):
+                return False
+        return True
+
+    async def _relearn(self, changed: Offers) -> bool:
+        """These prefixes. Returns False when it takes a whole pass."""
         last = self.report.desired
-        news = None if changed is None else relearn(last, changed, self._speaker.received())
+        news = relearn(last, changed, self._speaker.received())
         if news is None:
             return False
-        if not news.outcomes:
-            return True
         try:
             actual = await self._fib.read()
         except Exception as error:

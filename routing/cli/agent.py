@@ -95,8 +95,10 @@ def agent(
     Stopping it leaves pods, routes and BGP sessions as they are.
     """
     from routing.allocation import settle_allocation
+    from routing.lean_start import leave_out
 
     settle_allocation()
+    leave_out()
     from routing.agent import AlreadyRunning, run_agent
     from routing.telemetry import configure_logging
 

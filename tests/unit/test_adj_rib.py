@@ -16,6 +16,24 @@ def path(peer: object, prefix: object, med: int | None = None) -> Path:
     return Path(peer=peer, prefix=prefix, next_hop=peer, med=med)  # type: ignore[arg-type]
 
 
+def test_the_offers_of_one_peer_are_those_of_a_copy_and_no_copy() -> None:
+    """In whichever way they are looked at; and equal things are one object."""
+    rib = AdjRibIn()
+    assert dict(rib.offers()) == {}
+    rib.apply(Update(ONE, (path(ONE, A), path(ONE, B))))
+    rib.apply(Update(TWO, (path(TWO, C),)))
+    two = {nlri: said for nlri, said in rib.offers().items() if said[0].peer == ONE}
+    rib.drop(TWO)
+    one = rib.offers()
+    assert {**one} == dict(one.items()) == two
+    assert list(one.values()) == [one[nlri] for nlri in one]
+    assert len({id(said) for said in one.values()}) == 1
+    assert (len(one), b"none" in one, one.get(b"none")) == (2, False, None)
+    assert (len(one.items()), len(one.values())) == (2, 2)
+    rib.apply(Update(ONE, withdrawn=(A,)))
+    assert len(one) == 1, "it is the table itself"
+
+
 def test_a_withdrawal_removes_only_that_peers_path() -> None:
     """The key is (peer, prefix); the other peer's path stays."""
     rib = AdjRibIn()

@@ -489,6 +489,55 @@ async def test_an_update_takes_the_short_way_and_a_pass_finds_nothing_left(node:
     assert node.loop.report.desired.best == short.best
 
 
+async def test_a_table_that_comes_whole_is_learned_in_parts(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+):
+    """No part is left out, and it stays a short way."""
+    monkeypatch.setattr("routing.reconcile.LEARNED_AT_ONCE", 2)
+    await node.started()
+    passes = node.loop.report.passes
+    many = {f"10.244.{number}.0/26" for number in range(3, 10)}
+    running = asyncio.create_task(node.loop.run())
+    try:
+        for each in many:
+            node.world.send(path(each))
+        node.loop.kick(f"bgp:update:{TOR}")
+        await eventually(lambda: many <= node.prefixes(), what="all routes")
+        assert node.loop.report.passes == passes
+    finally:
+        running.cancel()
+
+
+async def test_a_loss_between_two_parts_is_not_undone_by_the_next(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+):
+    """What the rest of the parts says is of before the loss: only a whole pass can tell."""
+    monkeypatch.setattr("routing.reconcile.LEARNED_AT_ONCE", 1)
+    await node.started()
+    passes = node.loop.report.passes
+    written: list[str] = []
+    apply = node.fib.apply
+
+    async def apply_and_lose(delta):
+        written.extend(str(key.prefix) for key in delta.create)
+        failures = await apply(delta)
+        if len(written) == 1:
+            node.world.down(TOR)
+            node.loop.kick(f"bgp:session_down:{TOR}")
+        return failures
+
+    monkeypatch.setattr(node.fib, "apply", apply_and_lose)
+    running = asyncio.create_task(node.loop.run())
+    try:
+        for number in range(3, 10):
+            node.world.send(path(f"10.244.{number}.0/26"))
+        node.loop.kick(f"bgp:update:{TOR}")
+        await eventually(lambda: node.loop.report.passes > passes, what="a whole pass")
+        assert len(written) == 1, written
+    finally:
+        running.cancel()
+
+
 async def test_whatever_else_has_happened_makes_a_whole_pass(node: Node):
     """A kick from the store or the kernel beside the UPDATE's."""
     await node.started()
