@@ -89,6 +89,13 @@ def compared_prefixes(snapshot: Snapshot) -> Iterator[Prefix]:
                 yield rule.cidr
 
 
+def compared_asns(snapshot: Snapshot) -> Iterator[int]:
+    """Every AS number that a rule of some filter names for import."""
+    for each in snapshot.filters:
+        for rule in (*each.import_v4, *each.import_v6):
+            yield from rule.as_path_prefix
+
+
 def _rules(found: BGPFilterResource, direction: Direction, version: int) -> tuple[FilterRule, ...]:
     if direction is Direction.IMPORT:
         return found.import_v4 if version == 4 else found.import_v6

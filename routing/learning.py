@@ -15,7 +15,7 @@ from bgp.decision import best_paths
 from bgp.paths import Path, Peer
 from cni.ipam.block import Block, BlockState
 from routing.datastore.snapshot import Snapshot
-from routing.filters import compared_prefixes
+from routing.filters import compared_asns, compared_prefixes
 from routing.import_policy import (
     MARTIANS,
     ImportPolicy,
@@ -96,6 +96,17 @@ class Rules:
         yield from (pool.cidr for pool in self.snapshot.pools)
         yield from (own.network for link in self.links.values() for own in link.addresses)
         yield from compared_prefixes(self.snapshot)
+
+    def compared_asns(self) -> Iterator[int]:
+        """Every AS number that some rule compares those of a learned path with. Of all others a
+        rule may ask only which are the same."""
+        snapshot = self.snapshot
+        yield snapshot.bgp.asn
+        yield from (node_asn(snapshot, node) for node in snapshot.nodes)
+        yield from (peer.local_asn for peer in snapshot.peers if peer.local_asn is not None)
+        for session in self.sessions.values():
+            yield from (session.local_asn, session.remote_asn)
+        yield from compared_asns(snapshot)
 
     def owned(self) -> Iterator[tuple[Prefix, str]]:
         """The confirmed blocks and their nodes."""

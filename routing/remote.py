@@ -41,10 +41,15 @@ MEMO_MAX = 200_000
 """Kinds of prefixes; beyond, all are forgotten and asked for again as they come."""
 
 ASKED_AT_ONCE = 1000
-"""Kinds of prefixes that the rules are asked about in one go."""
+"""Kinds of prefixes that are looked at in one go."""
+
+GUISES_MAX = 10_000
+"""Guises of kinds; beyond, all are forgotten, and the rules are asked more often."""
 
 Said = tuple[PathAttributes, ...]
-
+Kind = tuple[tuple[PrefixClass, Said], Sequence[Nlri]]
+"""With the prefixes that are of it."""
+Guise = tuple[object, ...]
 
 _NOTHING: dict[Said, Outcome] = {}
 
@@ -188,6 +193,10 @@ class Decisions:
         self._classes = PrefixClasses(rules.compared_prefixes(), rules.owned())
         self._memo: dict[PrefixClass, dict[Said, Outcome]] = {}
         self._remembered = 0
+        self._compared_asns = frozenset(rules.compared_asns())
+        self._guises: dict[Guise, tuple[Hops | None, tuple[int, ...]]] = {}
+        """Of kinds of which all is used or passed over, nothing refused: where they lead, and which
+        of what is said is used."""
         self._near: dict[PathAttributes, bool] = {}
         self._far_hops: frozenset[Address] = frozenset()
         """The next hops on no link of ours, as of the last ``all``."""
@@ -372,13 +381,81 @@ class Decisions:
             # Not all at once: a peer that says something else of each of 50,000 prefixes would make
             # as many of everything that judging one takes, and memory in pieces does not come back.
             while some := list(islice(kinds, ASKED_AT_ONCE)):
-                samples = {nlris[0]: said for (_, said), nlris in some}
-                answers = outcomes_of(samples, self.learner.learn(paths_of(samples)))
-                for (there, said), nlris in some:
-                    outcome = answers[nlris[0]]
+                for ((there, said), nlris), outcome in zip(some, self._found(some), strict=True):
                     memo.setdefault(there, {})[said] = outcome
                     outcomes.update(dict.fromkeys(nlris, outcome))
         return outcomes
+
+    def _found(self, kinds: Sequence[Kind]) -> list[Outcome]:
+        """The outcomes of kinds that are new. Every node's block has a path of its own, so the
+        first of each guise is asked about and the others are like it; what refuses something is
+        asked about one by one, for the sentences name what is told apart."""
+        guises = [self._guise(*kind) for kind, _ in kinds]
+        first = {
+            guise: place
+            for place, guise in reversed(list(enumerate(guises)))
+            if guise not in self._guises
+        }
+        found: list[Outcome | None] = [None] * len(kinds)
+        self._ask(kinds, first.values(), found)
+        if len(self._guises) + len(first) > GUISES_MAX:
+            self._guises.clear()
+        for guise, place in first.items():
+            outcome = found[place]
+            if outcome is not None and not outcome.rejected and not outcome.conflicts:
+                places = {each: at for at, each in enumerate(outcome.said)}
+                used = tuple(places[each] for each in outcome.best)
+                self._guises[guise] = outcome.hops, used
+        strange: list[int] = []
+        for place, guise in enumerate(guises):
+            if found[place] is not None:
+                continue
+            like = self._guises.get(guise)
+            if like is None:
+                strange.append(place)
+                continue
+            hops, used = like
+            (_, said), nlris = kinds[place]
+            found[place] = Outcome(hops, tuple(said[at] for at in used), (), (), said, nlris[0])
+        self._ask(kinds, strange, found)
+        return [outcome for outcome in found if outcome is not None]
+
+    def _ask(
+        self, kinds: Sequence[Kind], places: Collection[int], found: list[Outcome | None]
+    ) -> None:
+        """Puts what the rules say of some of ``kinds`` into ``found``."""
+        if not places:
+            return
+        samples = {nlris[0]: said for (_, said), nlris in map(kinds.__getitem__, places)}
+        answers = outcomes_of(samples, self.learner.learn(paths_of(samples)))
+        for place in places:
+            found[place] = answers[kinds[place][1][0]]
+
+    def _guise(self, there: PrefixClass, said: Said) -> Guise:
+        """What the rules see of a kind: AS numbers that none of them names are counted."""
+        compared = self._compared_asns
+        numbers: dict[int, int] = {}
+        guise: list[object] = [there]
+        for each in said:
+            guise += (
+                each.peer,
+                each.next_hop,
+                tuple(
+                    [
+                        asn if asn in compared else ~numbers.setdefault(asn, len(numbers))
+                        for asn in each.as_path
+                    ]
+                ),
+                each.as_path_length,
+                each.origin,
+                each.med,
+                each.local_pref,
+                each.communities,
+                each.large_communities,
+                each.originator_id,
+                each.cluster_list,
+            )
+        return tuple(guise)
 
     def _far(self, offers: Offers) -> set[Nlri]:
         """The prefixes whose outcome another prefix may have a say in."""

@@ -22,6 +22,7 @@ from routing.datastore.snapshot import (
     LimitAction,
     MatchOperator,
     Meta,
+    NodeResource,
 )
 from routing.desired import Desired, desired
 from routing.learning import Learner
@@ -47,6 +48,7 @@ FILTER = BGPFilterResource(
             min_length=27,
             max_length=28,
         ),
+        FilterRule(FilterAction.REJECT, as_path_prefix=(64512, 65009)),
     ),
 )
 PEERS = (
@@ -54,6 +56,10 @@ PEERS = (
     BGPPeerResource(Meta("tor2"), TOR2, 64512),
 )
 SNAPSHOT = snapshot(
+    nodes=(
+        *snapshot().nodes,
+        NodeResource(Meta("n3"), (ip_address("192.0.2.7"),), asn=64602),
+    ),
     pools=(
         IPPoolResource(Meta("v4"), ip_network("10.244.0.0/16"), 26),
         IPPoolResource(Meta("small"), ip_network("10.245.0.0/24"), 28),
@@ -113,6 +119,20 @@ prefixes = st.one_of(
         st.sampled_from([24, 25, 26, 27, 28, 30, 32]),
     ),
 )
+# Of nodes, of this one, of nobody's in some orders, and one that a filter names.
+ASNS = [
+    (64512, 64602),
+    (64512, 64603),
+    (64512,),
+    (64512, 64601),
+    (64999,),
+    (64512, 65001),
+    (64512, 65002),
+    (64512, 65001, 65002),
+    (64512, 65002, 65001),
+    (64512, 65001, 65001),
+    (64512, 65009),
+]
 hops = st.sampled_from([TOR, TOR, TOR, FAR, ip_address("10.244.200.1"), ip_address("172.30.0.1")])
 said = st.builds(
     lambda prefix, peer, hop, asns, med: replace(
@@ -121,7 +141,7 @@ said = st.builds(
     prefixes,
     st.sampled_from([TOR, TOR2]),
     hops,
-    st.sampled_from([(64512, 64602), (64512, 64603), (64512,), (64512, 64601), (64999,)]),
+    st.sampled_from(ASNS),
     st.sampled_from([None, None, 5]),
 )
 paths = st.lists(said, max_size=40).map(
@@ -131,7 +151,7 @@ sound = st.lists(
     st.builds(
         lambda number, asns: path(f"10.244.{number}.0/26", as_path=asns),
         st.integers(10, 60),
-        st.sampled_from([(64512, 64602), (64512, 64603)]),
+        st.sampled_from(ASNS[:2] + ASNS[5:]),
     ),
     max_size=8,
     unique_by=lambda each: each.prefix,
@@ -183,6 +203,51 @@ def test_kinds_of_prefixes_are_decided_as_each_of_them_is(
         (prefix_of(n), a.peer): detail
         for n, outcome in reference.refused.items()
         for a, _, detail in outcome.rejected
+    }
+    conflicts = {str(c) for outcome in truth.values() for c in outcome.conflicts}
+    assert {str(conflict) for conflict in wanted.conflicts} == conflicts
+
+
+numbers = st.sampled_from(
+    [
+        (64512, 64602),
+        (64512, 64601),
+        (64512, 65009),
+        (64512, 65001, 65001),
+        *ASNS[5:7] * 2,
+        (64999, 65001),
+    ]
+)
+alike = st.dictionaries(st.integers(4, 9), st.tuples(numbers, st.none() | numbers), min_size=2)
+
+
+@settings(max_examples=300, deadline=None)
+@given(alike, st.booleans())
+def test_as_numbers_that_no_rule_names_are_told_apart_where_that_matters(
+    asns: dict[int, tuple[tuple[int, ...], tuple[int, ...] | None]], is_filtered: bool
+):
+    """Kinds that differ in nothing else share an answer: our ASN, a node's, a peer's, one that a
+    filter names do not hide among them, nor does whether two paths have one origin."""
+    # All of one length: inside a prefix of another may be a block, and it is like no other.
+    blocks = tuple(
+        Block(ip_network(f"10.244.{number}.0/26"), "v4", node, BlockState.CONFIRMED)
+        for number, node in ((4, "n1x"), (5, "n1x"), (6, "n3"), (7, "n3"))
+    )
+    shown = BGPPeerResource(Meta("shown"), FAR, 64512, node="n3", local_asn=65002)
+    there = replace(SNAPSHOT, blocks=blocks, peers=(*PEERS, shown))
+    if not is_filtered:
+        there = replace(there, filters=(), peers=(replace(PEERS[0], filters=()), PEERS[1], shown))
+    offers = offers_of(
+        path(f"10.244.{number}.0/26", peer=peer, next_hop=str(peer), as_path=each)
+        for number, both in asns.items()
+        for peer, each in zip((TOR, TOR2), both, strict=True)
+        if each is not None
+    )
+    wanted = desired(replace(inputs(snapshot=there), offers=offers))
+    truth = one_by_one(wanted, offers)
+    outcomes = wanted.remote.outcomes
+    assert {n: told(each) for n, each in outcomes.items()} == {
+        n: told(each) for n, each in truth.items()
     }
     conflicts = {str(c) for outcome in truth.values() for c in outcome.conflicts}
     assert {str(conflict) for conflict in wanted.conflicts} == conflicts

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bgp.exabgp_commands import ProtocolError
+from bgp.judgement import judge_attributes
 from bgp.paths import EndOfRib, Family, Origin, Path, Rejection, Update
-from bgp.update_decoder import UpdateDecoder
+from bgp.update_decoder import UpdateDecoder, _attributes, _quickly, _words
 from tests.fakes.bgp_wire import (
     END_OF_RIB,
     END_OF_RIB_V6,
@@ -191,3 +192,59 @@ def test_an_mp_reach_that_ends_before_its_next_hop_is_refused():
         (event,) = decoded(update(attributes=short + path_attributes(64512, next_hop=None)))
         assert isinstance(event, Update)
         assert [each.reason for each in event.rejected] == ["unknown-family"]
+
+
+values = st.one_of(
+    st.sampled_from(
+        [
+            (1, b"\0"),
+            (1, b"\2"),
+            (1, b"\3"),
+            (2, b"\2\1" + bytes([0, 0, 252, 0])),
+            (2, b"\2\2" + bytes(range(8))),
+            (2, b"\1\1" + bytes(4)),
+            (2, b"\2\1" + bytes(4) + b"\2\1" + bytes(4)),
+            (2, b"\2\2" + bytes(4)),
+            (2, b""),
+            (3, PEER.packed),
+            (3, b""),
+            (4, bytes(4)),
+            (5, bytes(4)),
+            (8, bytes(4)),
+        ]
+    ),
+    st.tuples(st.integers(0, 40), st.binary(max_size=12)),
+)
+flags = st.sampled_from([0x40, 0x40, 0x80, 0x50])
+many = st.lists(
+    st.builds(lambda each, flag: attribute(each[0], each[1], flag), values, flags), max_size=6
+)
+blocks = many.map(lambda each: b"".join(each))
+
+
+@given(
+    st.tuples(blocks, blocks),
+    st.booleans(),
+    st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=1),
+)
+def test_the_quick_look_says_what_the_long_one_does(parts, is_ebgp, flips):
+    """Or nothing; also of what is cut short or duplicated."""
+    before, after = parts
+    for place, octet in flips:
+        if before:
+            place %= len(before)
+            before = before[:place] + bytes([octet]) + before[place + 1 :]
+    quick = _quickly((before, after), is_ebgp)
+    if quick is None:
+        return
+    both = [pair for part in (before, after) for pair in _attributes(part)]
+    assert quick[0] == judge_attributes(_words(before + after), is_ebgp=is_ebgp)
+    assert quick[1] == next((value for kind, value in both if kind == 3), b"")
+
+
+def test_the_quick_look_is_enough_for_what_most_paths_have():
+    """The control of the test above."""
+    med = attribute(4, (7).to_bytes(4, "big"), 0x80)
+    quick = _quickly((path_attributes(64512, 65001, more=med),), True)
+    assert quick is not None
+    assert (quick[0].as_path, quick[0].med, quick[1]) == ((64512, 65001), 7, PEER.packed)
