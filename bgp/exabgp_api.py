@@ -49,6 +49,9 @@ MAX_LINE_BYTES = 4 * 1024 * 1024
 MAX_REASON_CHARACTERS = 300
 """A shutdown communication has up to 255 bytes (RFC 9003 section 2)."""
 
+TUNED = "tuned"
+"""Hello's mode when ExaBGP runs with our changes (exabgp_tuned.py)."""
+
 SHUTTING_DOWN = "stop, message [shutting down]"
 """The reason of a SessionDown that ExaBGP caused by ending itself, not the peer."""
 
@@ -164,6 +167,23 @@ def decode_neighbors(lines: Iterable[str]) -> tuple[NeighborState, ...]:
             raise ProtocolError("show neighbor: not a list")
         states.extend(_neighbor_state(object_of(entry, "neighbor")) for entry in entries)
     return tuple(states)
+
+
+def decode_attempts(lines: Iterable[str]) -> dict[Address, str]:
+    """The answer to SHOW_ATTEMPTS: what the last attempt to open each session came to, if it is
+    not up and its peer has said nothing.
+
+    Raises:
+        ProtocolError: it is not that answer.
+    """
+    found: dict[Address, str] = {}
+    for line in lines:
+        peers = object_of(object_of(json_of(line), "show slash32").get("peers"), "peers")
+        for name, entry in peers.items():
+            problem = object_of(entry, "peer").get("problem")
+            if problem:
+                found[address_of(name, "peer")] = _printable(problem)
+    return found
 
 
 def decode_replayed(lines: Iterable[str]) -> frozenset[Address]:

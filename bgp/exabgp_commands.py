@@ -12,6 +12,8 @@ from bgp.paths import Address, Advertisement, Family, Prefix
 
 SHOW_NEIGHBORS = "show neighbor json"
 SHOW_CONFIGURATION = "show neighbor configuration"
+SHOW_ATTEMPTS = "show slash32"
+"""Of the tuned ExaBGP alone: what attempts to open a session came to."""
 REPLAY = "slash32-replay"
 """For the bridge, which answers it itself: what peers have announced, as the lines that said so."""
 SHOW_ADJ_RIB_OUT = "show adj-rib out json"

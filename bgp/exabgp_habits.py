@@ -53,6 +53,12 @@ RECONNECT_SETTLED_S = 1.0
 """A second connection that outlives a collision by this is no collision."""
 
 SILENT = "no answer"
+"""Nothing came back to our SYN."""
+UNACKNOWLEDGED = "not acknowledged"
+"""TCP is open, and the peer's kernel does not acknowledge what we send."""
+UNACKNOWLEDGED_AFTER = 2
+"""Segments sent again (0.2 s, 0.4 s; RFC 6298): once is a lost packet."""
+_TCP_INFO_BYTES = 104
 
 _peer: Any = None
 _loop: Any = None
@@ -62,7 +68,7 @@ _tcp: Any = None
 _errors: Any = None
 
 _connect_problems: dict[str, str] = {}
-"""By peer address: why the last attempt to connect failed."""
+"""By peer address: what the last attempt to open a session came to, if not to words of the peer."""
 _listen_problems: dict[tuple[str, int], str] = {}
 """By (address, port): why we cannot listen there."""
 
@@ -116,9 +122,20 @@ def _attempts_that_end() -> None:
             text = SILENT if code == errno.ETIMEDOUT else os.strerror(code)
             _connect_problems[peer] = text
             raise _errors.NotConnected(text)
-        _connect_problems.pop(peer, None)
+        if _connect_problems.get(peer) != UNACKNOWLEDGED:
+            # That one is for the next look: whoever has opened TCP has had no word of BGP yet.
+            _connect_problems.pop(peer, None)
         yield True, "connected"
 
+    reset = _peer.Peer._reset
+
+    def answered(self: Any, message: str = "", error: Any = "") -> None:
+        if message.startswith("notification received"):
+            # The peer speaks: its words are the reason, not what an attempt before this came to.
+            _connect_problems.pop(str(self.neighbor["peer-address"]), None)
+        reset(self, message, error)
+
+    _peer.Peer._reset = answered
     _outgoing.create = short
     _outgoing.Outgoing._connect = reported
     _outgoing.ready = ready
@@ -430,6 +447,26 @@ def _farewell(peer: Any, notify: Any) -> Iterator[int]:
     peer._reset(f"notification sent (6,{notify.subcode})", notify)
 
 
+def _problem(address: str, peer: Any) -> str:
+    """What keeps the session from coming up, as far as TCP shows it; empty when nothing does."""
+    io = peer.proto.connection.io if peer.proto and peer.proto.connection else None
+    if peer.established():
+        _connect_problems.pop(address, None)
+    elif io is not None and _is_unacknowledged(io):
+        _connect_problems[address] = UNACKNOWLEDGED
+    return _connect_problems.get(address, "")
+
+
+def _is_unacknowledged(io: Any) -> bool:
+    """Whether the kernel keeps sending the same again (struct tcp_info: tcpi_retransmits, and
+    tcpi_unacked of 32 bits at octet 24)."""
+    try:
+        info = io.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    except OSError:
+        return False
+    return info[2] >= UNACKNOWLEDGED_AFTER and any(info[24:28])
+
+
 def _state(reactor: Any) -> dict[str, Any]:
     peers = {}
     for peer in reactor._peers.values():
@@ -437,7 +474,7 @@ def _state(reactor: Any) -> dict[str, Any]:
         graceful = _graceful(peer) if peer.established() else None
         peers[address] = {
             "established": peer.established(),
-            "problem": _connect_problems.get(address, ""),
+            "problem": _problem(address, peer),
             "graceful-restart": None
             if graceful is None
             else {

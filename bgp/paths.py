@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+from bgp.reasons import reason_now
+
 Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
 
@@ -297,9 +299,17 @@ class PeerStatus:
     state: SessionState = SessionState.IDLE
     since_s: float = 0.0
     last_reason: str = ""
+    """How it ended, or how the peer refused the last attempt."""
     flaps: int = 0
     end_of_rib: set[Family] = field(default_factory=set)
     routes_received: int = 0
     routes_stale: int = 0
     """Of those received: kept while the peer or ExaBGP restarts, and not heard again yet."""
     routes_advertised: int = 0
+    attempt: str = ""
+    """What the last attempt to open it came to, when the peer said nothing."""
+
+    @property
+    def reason(self) -> str:
+        """Why it is down now, in words; meaningless while it is up."""
+        return reason_now(self.attempt, self.last_reason)

@@ -20,6 +20,24 @@ HEX_MAX_OCTETS = 16
 CLOSED_BY_US = "graceful restarted negotiated, closing without sending any notification"
 """The reason when the session's configuration changed, or somebody said `teardown`."""
 
+BROKEN = "closing connection"
+"""The reason when TCP broke, however it did."""
+
+BEFORE = "; before that: "
+"""Between what keeps a session down now and how the last one ended."""
+
+_ATTEMPTS = {
+    # The tokens are of exabgp_habits.py.
+    "no answer": "no answer to our SYN (TCP-MD5 with another password drops it without a word; so "
+    "does a filter, and a machine that is off)",
+    "not acknowledged": "TCP opens, but nothing that we send is acknowledged (a TTL or a password "
+    "that the kernel at one end does not accept, or a filter)",
+}
+_ENDS = {
+    CLOSED_BY_US: "closed by us: the session's settings have changed",
+    BROKEN: "the connection broke",
+}
+
 _IN_BRACKETS = re.compile(r"notification (sent|received) \((\d+),(\d+)\)\Z")
 
 _CODES = {
@@ -112,7 +130,7 @@ def session_reason(reason: str, *, said: str = "") -> str:
     """ExaBGP's reason for a session's end, with what a NOTIFICATION in the session ``said``."""
     match = _IN_BRACKETS.fullmatch(reason)
     if match is None:
-        return reason
+        return _ENDS.get(reason, reason)
     side = "we said" if match[1] == "sent" else "the peer said"
     if match[1] == "received" and said:
         return f"{side} {said}"
@@ -122,3 +140,22 @@ def session_reason(reason: str, *, said: str = "") -> str:
 def is_telling(reason: str) -> bool:
     """Whether a failed attempt's reason may replace that of the session which ended before it."""
     return reason.startswith(NOTIFIED)
+
+
+def reason_now(attempt: str, ended: str) -> str:
+    """Why a session is down now.
+
+    Args:
+        attempt: what the last attempt to open it came to, in ExaBGP's word; empty when the peer
+            answers.
+        ended: how the session before it ended, or how the peer refused this one; may be empty.
+    """
+    if not attempt:
+        return ended
+    words = _ATTEMPTS.get(attempt, f"our attempts to connect fail: {attempt}")
+    return f"{words}{BEFORE}{ended}" if ended else words
+
+
+def is_silence(reason: str) -> bool:
+    """Whether ``reason`` is that of an attempt that met none of the peer's words."""
+    return reason.startswith(tuple(_ATTEMPTS.values()))

@@ -305,6 +305,28 @@ class Sessions:
                 if session.status.state is SessionState.ESTABLISHED:
                     session.negotiated = state.families
 
+    def is_any_down(self) -> bool:
+        """Whether some configured session is not up, so that its attempts are worth a look."""
+        return any(
+            session.status.state is not SessionState.ESTABLISHED
+            for session in self._sessions.values()
+        )
+
+    def note_attempts(self, attempts: Mapping[Address, str]) -> list[Address]:
+        """Takes over what the last attempt to open each session came to.
+
+        Returns:
+            The peers of which it is news.
+        """
+        changed = []
+        for peer, session in self._sessions.items():
+            is_up = session.status.state is SessionState.ESTABLISHED
+            attempt = "" if is_up else attempts.get(peer, "")
+            if attempt != session.status.attempt:
+                session.status.attempt = attempt
+                changed.append(peer)
+        return changed
+
     def tick(self, now_s: float) -> list[str]:
         """What the passing of time alone has changed: sweeps, and sessions now complete."""
         changes = []
@@ -358,6 +380,7 @@ class Sessions:
 
     def _start(self, session: _Session, since_s: float, now_s: float) -> None:
         session.status.state = SessionState.ESTABLISHED
+        session.status.attempt = ""
         session.status.since_s = since_s
         session.status.end_of_rib.clear()
         session.negotiated = None

@@ -46,6 +46,7 @@ from bgp.paths import (
     Path,
     Peer,
     PeerStatus,
+    SessionDown,
     SessionUp,
 )
 from bgp.sessions import RejectedRoute, Sessions
@@ -59,6 +60,8 @@ RELOAD_POLLS = 20
 RELOAD_POLL_S = 0.025
 RETRY_S = 1.0
 """Between attempts to make ExaBGP take a reload or a held announcement."""
+ATTEMPTS_S = 2.0
+"""Between two looks at why a session does not come up."""
 RELOAD_WAIT_S = 1.0
 """How long ``set_peers`` waits for ExaBGP to take a change; afterwards it goes on by itself."""
 BACKLOG = 4
@@ -450,7 +453,7 @@ class Speaker:
 
     def _on_event(self, event: Event) -> None:
         reason = self._beliefs.event(event, self._clock())
-        if isinstance(event, SessionUp):
+        if isinstance(event, SessionUp | SessionDown):
             self._work.set()
         if reason is not None:
             self._on_change(reason)
@@ -492,6 +495,13 @@ class Speaker:
         lines = await _lines(conversation, commands.SHOW_NEIGHBORS)
         self._beliefs.correct_states(api.decode_neighbors(lines))
 
+    async def _learn_attempts(self, conversation: Conversation) -> None:
+        """For people alone, so an ExaBGP that does not answer is no fault."""
+        answer = await conversation.ask(commands.SHOW_ATTEMPTS)
+        attempts = api.decode_attempts(answer.lines) if answer.ok else {}
+        for peer in self._beliefs.note_attempts(attempts):
+            self._on_change(f"session_attempt:{peer}")
+
     async def _read_marks(self, conversation: Conversation) -> None:
         lines = await _lines(conversation, commands.SHOW_CONFIGURATION)
         self._loaded_marks = api.decode_configuration_marks(lines)
@@ -520,6 +530,9 @@ class Speaker:
                 await self._reload(conversation)
             if self._beliefs.lacks_negotiated():
                 await self._learn_states(conversation)
+            is_any_down = self._beliefs.is_any_down() and self.exabgp_mode == api.TUNED
+            if is_any_down:
+                await self._learn_attempts(conversation)
             refused = []
             async with self._out_lock:
                 for peer in {key[0] for key in self._held}:
@@ -528,7 +541,7 @@ class Speaker:
                 self._write_announced()
             working = asyncio.create_task(self._work.wait())
             is_unfinished = self._needs_reload() or refused or self._is_unwritten
-            wait_s = RETRY_S if is_unfinished else None
+            wait_s = RETRY_S if is_unfinished else ATTEMPTS_S if is_any_down else None
             try:
                 await asyncio.wait(
                     {working, reading}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED

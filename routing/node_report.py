@@ -68,7 +68,7 @@ def essence(status: NodeStatusResource) -> object:
     """
     return (
         status.version,
-        [(each.name, each.address, each.state) for each in status.peers],
+        [(each.name, each.address, each.state, each.reason) for each in status.peers],
         [(each.type, each.status, each.reason) for each in status.conditions],
     )
 

@@ -121,7 +121,7 @@ def _cut_off(seen: Seen) -> str | None:
 def _reason(status: PeerStatus | None) -> str:
     if status is None:
         return "not in ExaBGP's configuration yet"
-    return status.last_reason or "never up so far"
+    return status.reason or "never up so far"
 
 
 def _name(peer: PeerName) -> str:

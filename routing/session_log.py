@@ -26,6 +26,10 @@ def log_change(reason: str, sessions: Callable[[], Mapping[Address, PeerStatus]]
         status = sessions().get(ip_address(peer))
         why = status.last_reason if status else ""
         log.warning("session_down", peer=peer, reason=why, flaps=status.flaps if status else 0)
+    elif event == "session_attempt":
+        status = sessions().get(ip_address(peer))
+        if status is not None and status.attempt:
+            log.warning("session_not_opened", peer=peer, reason=status.reason)
     elif event == "speaker_lost":
         log.warning("speaker_lost")
     elif event == "speaker_read_back":

@@ -147,8 +147,8 @@ def _peer_reason(belief: Belief, status: PeerStatus | None) -> str:
     if status.state is SessionState.ESTABLISHED:
         return ""
     if status.routes_stale:
-        return f"{status.last_reason}; {status.routes_stale} routes kept (graceful restart)"
-    return status.last_reason
+        return f"{status.reason}; {status.routes_stale} routes kept (graceful restart)"
+    return status.reason
 
 
 def route_rows(belief: Belief) -> list[Row]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bgp.reasons import BEFORE, is_silence
 from routing.explain.evidence import KernelEvidence, SessionFacts, TcpFacts
 from routing.view import ABSENT
 
@@ -117,13 +118,26 @@ def cause_of(
             f"this node keeps no session with it: {session.reason}",
             f"see `slash32 status`, and BGPPeer {session.name}",
         )
-    told = _with_code(session.reason.lower())
+    # How an earlier session ended says nothing of what keeps this one down.
+    now = session.reason.partition(BEFORE)[0]
+    told = _with_code(now.lower())
     dead = _dead_neighbour(session.peer, kernel)
     if dead is not None:
         return Cause(
             "neighbour-failed",
             f"{session.peer} does not answer for its address on the link ({dead})",
             f"look at the cable, the VLAN and the router's interface; ip neigh show {session.peer}",
+        )
+    if is_silence(now):
+        if now.startswith("no answer"):
+            return _silence(session)
+        return Cause(
+            "peer-unacknowledged",
+            f"{session.peer} opens TCP, and then nothing that we send is acknowledged: the kernel "
+            "at one end drops what comes, as it does when a TTL (GTSM) or an MD5 key is not the "
+            "one it expects, or something in between does",
+            f"compare ttlSecurity and the password of BGPPeer {session.name} with the router's; "
+            "then look for a filter on port 179",
         )
     tcp = _tcp(session.peer, kernel)
     if tcp is not None and tcp.syn_retransmits >= SILENT_AFTER and "ESTABLISHED" not in tcp.states:

@@ -127,7 +127,7 @@ def picture_of(seen: Observation) -> Picture:
     sessions = []
     for address, peer in seen.report.desired.peers.items():
         status = seen.sessions.get(address) or PeerStatus(address)
-        reason = status.last_reason if status.state is not SessionState.ESTABLISHED else ""
+        reason = status.reason if status.state is not SessionState.ESTABLISHED else ""
         if not seen.is_speaker_connected:
             reason = "ExaBGP is not connected to the agent"
         sessions.append(

@@ -72,6 +72,11 @@ def inside(netns: str, *command: str) -> str:
     ).stdout  # fmt: skip
 
 
+def attempt(node: RealSpeakers, peer: Peer) -> str:
+    """What the last attempt to open that session came to, as the agent knows it."""
+    return node.speaker.sessions()[peer.address].attempt
+
+
 def counter(netns: str, name: str) -> int:
     """One of the kernel's TCP counters in a namespace (/proc/net/netstat)."""
     text = inside(netns, "cat", "/proc/net/netstat")
@@ -166,8 +171,11 @@ async def test_a_wrong_password_stops_that_session_and_no_other(
         lambda: counter(routers.namespace(1), "TCPMD5Failure") >= 2, what="refused twice"
     )
     assert not is_established(node.speaker, one.address)
+    await eventually(lambda: attempt(node, one) == "no answer", what="the silence is told")
+    assert attempt(node, two) == ""
     await node.speaker.set_peers({one.address: replace(one, password=NEW_KEY), two.address: two})
     await exchange(routers, node, one, "self")
+    assert attempt(node, one) == ""
     assert routers.birds[2].sessions_so_far("node") == 1
 
 
@@ -188,12 +196,16 @@ async def test_gtsm_lets_neighbours_in_and_nobody_from_afar(
         lambda: counter(routers.namespace(2), "TCPMinTTLDrop") >= 1, what="dropped by router 2"
     )
     assert not is_established(node.speaker, two.address)
+    await eventually(lambda: attempt(node, two) == "not acknowledged", what="the reason is told")
     drops = counter(routers.node, "TCPMinTTLDrop")
     # And the other way round: the router sends with TTL 1, and it is we who drop it.
     routers.options[1] = ""
     routers.reconfigure(1)
     await eventually(lambda: counter(routers.node, "TCPMinTTLDrop") > drops, what="dropped by us")
-    assert not is_established(node.speaker, one.address)
+    await eventually(lambda: not is_established(node.speaker, one.address), what="its end")
+    # It was up before: a session that ends is looked at too.
+    await eventually(lambda: attempt(node, one) == "not acknowledged", what="the reason is told")
+    assert "TTL" in node.speaker.sessions()[one.address].reason
 
 
 @pytest.mark.parametrize("guarded", ["", "md5", "ttl", "md5 ttl"])

@@ -223,6 +223,24 @@ def test_session_states_read_back() -> None:
     assert (expected,) == api.decode_neighbors([young])
 
 
+def test_what_attempts_came_to_reads_back() -> None:
+    """Of those peers alone that have a problem; safe for a terminal, and no event."""
+    line = (
+        '{"marks": ["slash32-0123456789abcdef"], "peers": {'
+        '"192.0.2.2": {"established": false, "problem": "no answer"}, '
+        '"2001:db8::1": {"established": false, "problem": "bad\\u001b[2J"}, '
+        '"192.0.2.3": {"established": true, "problem": ""}}, "listen": []}'
+    )
+    assert api.decode(line.encode()) == Text(line)
+    assert api.decode_attempts([line]) == {
+        TOR: "no answer",
+        ip_address("2001:db8::1"): "bad?[2J",
+    }
+    for text in ("[]", '{"peers": []}', '{"peers": {"nonsense": {"problem": "x"}}}'):
+        with pytest.raises(ProtocolError):
+            api.decode_attempts([text])
+
+
 def test_the_marks_of_the_loaded_configuration_are_found() -> None:
     """Each neighbour carries the file's mark as its description."""
     assert {"slash32-0123456789abcdef"} == api.decode_configuration_marks(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bgp.reasons import is_telling, notification_text, session_reason
+from bgp.reasons import is_silence, is_telling, notification_text, reason_now, session_reason
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,19 @@ def test_the_end_of_a_session_says_whose_word_it_was() -> None:
         == "the peer said 6/3 cease: peer de-configured"
     )
     assert session_reason("notification sent (4,0)", said=said) == "we said 4/0 hold timer expired"
-    assert session_reason("closing connection", said=said) == "closing connection"
+    assert session_reason("closing connection", said=said) == "the connection broke"
     assert is_telling("notification sent (2,2)")
     assert not is_telling("closing connection")
+
+
+def test_what_holds_now_stands_before_what_was() -> None:
+    """Silence in words, an errno as it is; a peer that answers leaves its own words alone."""
+    assert reason_now("", "the peer said 2/2") == "the peer said 2/2"
+    silent = reason_now("no answer", "the peer said 6/6")
+    assert silent.startswith("no answer to our SYN")
+    assert silent.endswith("; before that: the peer said 6/6")
+    assert is_silence(silent)
+    assert is_silence(reason_now("not acknowledged", ""))
+    refused = reason_now("Connection refused", "")
+    assert refused == "our attempts to connect fail: Connection refused"
+    assert not is_silence(refused)

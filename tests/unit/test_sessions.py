@@ -294,7 +294,32 @@ def test_the_reason_is_what_the_peer_said_and_a_later_failure_does_not_hide_it()
     assert sessions.statuses()[ONE].last_reason == "we said 4/0 hold timer expired"
     sessions.event(SessionUp(ONE), 7.0)
     sessions.event(SessionDown(ONE, BROKEN), 8.0)
-    assert sessions.statuses()[ONE].last_reason == BROKEN
+    assert sessions.statuses()[ONE].last_reason == "the connection broke"
+
+
+def test_what_an_attempt_came_to_holds_until_the_session_is_up() -> None:
+    """It stands before how the last session ended, and is news once."""
+    sessions = fresh()
+    sessions.event(SessionUp(ONE), 1.0)
+    assert sessions.is_any_down()
+    sessions.event(SessionUp(TWO), 1.0)
+    assert not sessions.is_any_down()
+    sessions.event(SessionDown(ONE, CLOSED_BY_US), 2.0)
+    assert sessions.is_any_down()
+    silent = {ONE: "no answer", TWO: "of before", ip_address("192.0.2.99"): "not ours"}
+    assert sessions.note_attempts(silent) == [ONE]
+    assert sessions.note_attempts(silent) == []
+    status = sessions.statuses()[ONE]
+    assert status.reason.startswith("no answer to our SYN")
+    assert status.reason.endswith("before that: closed by us: the session's settings have changed")
+    sessions.event(SessionDown(ONE, BROKEN), 3.0)
+    assert sessions.statuses()[ONE].reason == status.reason
+    assert sessions.note_attempts({}) == [ONE]
+    assert sessions.statuses()[ONE].reason == status.last_reason
+    sessions.note_attempts(silent)
+    sessions.event(SessionUp(ONE), 4.0)
+    assert sessions.statuses()[ONE].attempt == ""
+    assert TWO not in sessions.note_attempts(silent)
 
 
 def test_complete_means_end_of_rib_of_every_negotiated_family() -> None:
