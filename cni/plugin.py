@@ -277,7 +277,7 @@ def ask_agent(command: str, path: str, stdin: bytes) -> "tuple[int, bytes]":
         return 0, b""
     with agent:
         netns = open_netns(os.environb.get(b"CNI_NETNS", b""))
-        return read_reply(agent, send_request(agent, request, netns))
+        return read_reply(agent, send_request(agent, request, netns), command)
 
 
 def connect(path: str, deletion: bytes) -> "socket.socket | None":
@@ -402,7 +402,7 @@ def send_request(agent: socket.socket, request: bytes, netns: "list[int]") -> st
     return ""
 
 
-def read_reply(agent: socket.socket, trouble: str) -> "tuple[int, bytes]":
+def read_reply(agent: socket.socket, trouble: str, command: str) -> "tuple[int, bytes]":
     """The exit status and the rest of the reply.
 
     Raises:
@@ -422,9 +422,19 @@ def read_reply(agent: socket.socket, trouble: str) -> "tuple[int, bytes]":
         raise Refusal(
             TRY_AGAIN_LATER, f"the slash32 agent closed the connection without an answer{why}"
         )
-    if reply[0] not in (0, 1) or len(reply) > REPLY_MAX_BYTES:
+    says_something = len(reply) > 1 or reply[0] != 0 or command == "ADD"
+    is_one = reply[0] in (0, 1) and len(reply) <= REPLY_MAX_BYTES
+    if not is_one or (says_something and not is_object(bytes(reply[1:]))):
         raise Refusal(IO_FAILURE, "the slash32 agent sent an answer that is none")
     return reply[0], bytes(reply[1:])
+
+
+def is_object(answer: bytes) -> bool:
+    """Whether an answer is whole: an agent that was killed leaves one that is cut in two."""
+    try:
+        return isinstance(json.loads(answer), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 if __name__ == "__main__":

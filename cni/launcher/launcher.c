@@ -7,7 +7,6 @@
 #define DEADLINE_MS 30000 /* for the whole call */
 #endif
 enum { STATUS_MS = 10000, REQUEST_MAX = 1 << 20, PATH_MAX = 107, RECORDS_MAX = 4096 };
-
 /* Two architectures: numbers of the system calls, how one is made, where a program starts. */
 #if defined(__x86_64__)
 enum { READ = 0, WRITE = 1, SIGACTION = 13, SIGPROCMASK = 14, SETITIMER = 38, SOCKET = 41,
@@ -131,11 +130,12 @@ static void exchange(long agent) {
     if (rights.fd >= 0) message[5] = sizeof rights;
     for (; left.len > 0; left.at += n, left.len -= n, message[5] = 0)
         if ((n = SYS(SENDMSG, agent, message, MSG_NOSIGNAL)) < 0) n = left.len; /* it refuses */
-    SYS(SHUTDOWN, agent, 1);
-    while ((n = SYS(READ, agent, reply + len, sizeof reply - len)) > 0) len += n;
-    if (len == sizeof reply || (len && *reply != 0 && *reply != 1))
-        FAIL("5", "the slash32 agent sent an answer that is none");
+    for (SYS(SHUTDOWN, agent, 1); n = SYS(READ, agent, reply + len, sizeof reply - len), n > 0;)
+        len += n;
     if (!len) FAIL("11", "the slash32 agent closed the connection without an answer");
+    if (len == sizeof reply || (*reply | 1) != 1 || /* or cut in two, its agent was killed: */
+        ((len > 1 || *reply || same(command, T("ADD"))) && !object(reply + 1, reply + len)))
+        FAIL("5", "the slash32 agent sent an answer that is none");
     finish(*reply, reply + 1, len - 1);
 }
 /* DEL without an agent: the request goes to deleted/ beside the socket, whole and durable before

@@ -129,7 +129,7 @@ def test_the_request_is_the_cni_environment_and_stdin(
 
     outcome = execute(program.command, {"SECRET": "s", "CN": "x"} | environment, stdin)
 
-    assert (outcome.status, outcome.stdout) == (0, b"")
+    assert (outcome.status, outcome.stdout) == (0, b"{}")
     assert len(agent.frames) == 1
     got, got_stdin = split_request(agent.frames[0])
     assert (got, got_stdin) == (environment, stdin)
@@ -142,8 +142,8 @@ def test_the_request_is_the_cni_environment_and_stdin(
         ("DEL", b"\0", 0, b""),
         ("ADD", b'\0{"cniVersion": "1.1.0"}\n', 0, b'{"cniVersion": "1.1.0"}\n'),
         ("STATUS", b"\1{}", 1, b"{}"),
-        ("CHECK", b"\0\xff\0anything", 0, b"\xff\0anything"),
-        ("GC", b"\0" + b"x" * 900_000, 0, b"x" * 900_000),
+        ("CHECK", b'\0{"\xc3\xbc": [ "}" ]}\n \n', 0, b'{"\xc3\xbc": [ "}" ]}\n \n'),
+        ("GC", b'\0{"x": "' + b"x" * 900_000 + b'"}', 0, b'{"x": "' + b"x" * 900_000 + b'"}'),
     ],
 )
 def test_status_and_stdout_are_the_agents(
@@ -297,6 +297,11 @@ def test_a_stdin_that_never_ends_costs_the_deadline(program: Launcher) -> None:
         (b"", Code.TRY_AGAIN_LATER),
         (b"\2{}", Code.IO_FAILURE),
         (b'{"code": 0}', Code.IO_FAILURE),
+        (b'\0{"cniVersion": "1.1.0", "ips": [{', Code.IO_FAILURE),
+        (b"\0garbage", Code.IO_FAILURE),
+        (b"\0", Code.IO_FAILURE),
+        (b"\1", Code.IO_FAILURE),
+        (b"\0{} {}", Code.IO_FAILURE),
         (b"\0" + b"x" * (1 << 21), Code.IO_FAILURE),
     ],
 )

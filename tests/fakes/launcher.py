@@ -117,7 +117,7 @@ class FakeAgent:
             read afterwards, unless it returns False: then the connection is closed as it is.
     """
 
-    reply: bytes = b"\0"
+    reply: bytes = b"\0{}"
     frames: list[bytes] = field(default_factory=list)
     inodes: list[tuple[int, int]] = field(default_factory=list)
     before_reply: Callable[[socket.socket], bool] = lambda _client: True

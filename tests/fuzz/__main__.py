@@ -45,7 +45,12 @@ def main() -> int:
     results: dict[str, dict[str, Any]] = {}
     if arguments.results is not None and arguments.results.exists():
         results = json.loads(arguments.results.read_text())
+    lacking = {target.name: why for target in targets if (why := target.missing()) is not None}
+    for name, why in lacking.items():
+        print(f"{name}: NOT FUZZED, {why}", flush=True)  # noqa: T201
     for target in targets:
+        if target.name in lacking:
+            continue
         cases = max(200, -(-arguments.cases * target.weight // weights))
         results[target.name] = campaign(target, cases, keep=arguments.keep)
         print(line_of(target, results[target.name]), flush=True)  # noqa: T201

@@ -173,10 +173,9 @@ def cni_socket(data: bytes) -> bool:
     return the_agent().answer(data[1:], has_namespace=bool(data[:1] != b"\0"))
 
 
-def cni_request(data: bytes) -> bool:
+def drawn_frame(draw: Draw, command: str) -> bytes:
     """A request with damage in its environment and its configuration."""
-    draw = Draw(data)
-    environment = ENVIRONMENT | {"CNI_COMMAND": draw.choice(COMMANDS)}
+    environment = ENVIRONMENT | {"CNI_COMMAND": command}
     environment["CNI_CONTAINERID"] = draw.choice(("c0ffee", "c1", "c2"))
     if draw.below(2):
         environment = {
@@ -189,9 +188,15 @@ def cni_request(data: bytes) -> bool:
     if draw.below(4):
         conf = draw.damaged(conf)
     stdin = draw.rest() if draw.below(16) == 15 else json.dumps(conf).encode()
+    return frame(environment, stdin)
+
+
+def cni_request(data: bytes) -> bool:
+    """A request with damage in its environment and its configuration."""
+    draw = Draw(data)
+    command = draw.choice(COMMANDS)
     has_namespace = bool(draw.below(8) != 7)
-    data = frame(environment, stdin)
-    return the_agent().answer(data, has_namespace=has_namespace)
+    return the_agent().answer(drawn_frame(draw, command), has_namespace=has_namespace)
 
 
 def cni_socket_seeds() -> Iterator[bytes]:
@@ -209,8 +214,8 @@ def cni_request_seeds() -> Iterator[bytes]:
     """Each command, each without damage."""
     for command in range(len(COMMANDS)):
         yield bytes([command])
-        yield bytes([command, 1, 0, 0, 255])
-        yield bytes([command, 0, 0, 3, 255, 1, 4, 2, 3, 3, 1, 9])
+        yield bytes([command, 0, 1, 0, 0, 255])
+        yield bytes([command, 0, 0, 0, 3, 255, 1, 4, 2, 3, 3, 1, 9])
 
 
 def control_socket(data: bytes) -> bool:
@@ -228,23 +233,41 @@ def control_socket(data: bytes) -> bool:
             Path("/nowhere/agent.sock"), {"status": view}, {"routes": query}
         )
     assert _Lazily.loop is not None
-    reply = _Lazily.loop.run_until_complete(_Lazily.control._reply(data[:4096]))
+    reply = _Lazily.loop.run_until_complete(_Lazily.control._reply(_control_line(data)))
     json.dumps(reply)
     return "error" not in reply
 
 
+def _control_line(data: bytes) -> bytes:
+    draw = Draw(data)
+    if draw.below(4) == 3:
+        return draw.rest()[:4096]
+    query = {"view": "routes", "arguments": {"prefix": "10.0.0.0/8", "of": ["x", {"y": None}]}}
+    line = json.dumps(draw.damaged(query if draw.below(2) else {"view": "status"})).encode()
+    return draw.spliced(line, (b'"', b"{", b"}", b"[" * 2000, b"\\", b"\n", b"NaN", b"1e999"), 2)
+
+
 def control_seeds() -> Iterator[bytes]:
     """A view, a query, and neither."""
-    yield b'{"view": "status"}\n'
-    yield b'{"view": "routes", "arguments": {"prefix": "10.0.0.0/8"}}\n'
-    yield b'{"view": ["routes"], "arguments": 3}\n'
-    yield b"[" * 4000
+    yield b""
+    yield b"\0\1"
+    for what in range(8):
+        yield bytes([0, 1, 1, 1, 1, what, 3, 1])
+    yield b'\3{"view": "status"}\n'
+    yield b'\3{"view": "routes", "arguments": {"prefix": "10.0.0.0/8"}}\n'
+    yield b'\3{"view": ["routes"], "arguments": 3}\n'
+    yield b"\3" + b"[" * 4000
 
 
 def recorded_del(data: bytes) -> bool:
     """A file that a launcher has left in ``deleted/``."""
     path = Path(_directory()) / "record"
-    path.write_bytes(data)
+    draw = Draw(data)
+    if draw.below(4) == 3:
+        path.write_bytes(draw.rest())
+    else:
+        whole = drawn_frame(draw, draw.choice(("DEL", "DEL", "DEL", *COMMANDS)))
+        path.write_bytes(draw.spliced(whole, (b"\0", b"CNI_", b"=", b"\xff", b'"', b"{"), 2))
     try:
         request = _read(path)
     except Unreadable:
@@ -257,7 +280,10 @@ def recorded_del(data: bytes) -> bool:
 def recorded_seeds() -> Iterator[bytes]:
     """A DEL, and other verbs."""
     for command in ("DEL", "ADD", "GC"):
-        yield frame(ENVIRONMENT | {"CNI_COMMAND": command}, json.dumps(CONF).encode())
+        yield b"\3" + frame(ENVIRONMENT | {"CNI_COMMAND": command}, json.dumps(CONF).encode())
+    for which in range(9):
+        yield bytes([0, which])
+        yield bytes([0, which, 0, 1, 1, 3, 4, 2, 1, 1])
 
 
 def cooldown_file(data: bytes) -> bool:

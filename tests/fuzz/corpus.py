@@ -67,13 +67,17 @@ def reached(run: Callable[[bytes], object], data: bytes) -> set[Arc]:
 
 def chosen(target: Target, inputs: Iterable[bytes]) -> list[bytes]:
     """Of ``inputs`` those that reach what no smaller one does, as many as may be kept."""
+
+    def all_reached(data: bytes) -> set[Arc]:
+        return reached(target.run, data) | {("", 0, each) for each in target.reached(data)}
+
     known: set[Arc] = set()
     for seed in target.seeds():
-        known |= reached(target.run, seed)
+        known |= all_reached(seed)
     kept: list[bytes] = []
     size = 0
     for data in sorted(set(inputs), key=lambda each: (len(each), each)):
-        new = reached(target.run, data) - known
+        new = all_reached(data) - known
         if not new:
             continue
         known |= new

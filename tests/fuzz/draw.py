@@ -99,6 +99,15 @@ class Draw:
             self._damage(result)
         return result
 
+    def spliced(self, text: bytes, pieces: Sequence[bytes], most: int = 3) -> bytes:
+        """``text`` with up to ``most`` places overwritten, cut or added to."""
+        result = bytearray(text)
+        for _ in range(self.below(most + 1)):
+            place = self.below(65536) % (len(result) + 1)
+            new = self.raw()[:8] if self.below(3) == 2 else self.choice(pieces)
+            result[place : place + self.choice((0, 0, 1, len(new), 9))] = new
+        return bytes(result)
+
     def _damage(self, value: Any) -> None:
         while isinstance(value, dict | list) and value:
             keys = list(value) if isinstance(value, dict) else list(range(len(value)))

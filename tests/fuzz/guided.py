@@ -82,6 +82,8 @@ def main() -> None:
     with atheris.instrument_imports(include=["cni", "bgp", "routing"]):
         from tests.fuzz.registry import TARGETS
     target = TARGETS[name]
+    if target.guide is not None:
+        target.guide(atheris.instrument_func)
     options = ["-max_len=4096", "-timeout=60", "-rss_limit_mb=2048", "-print_final_stats=0",
                "-verbosity=0", f"-artifact_prefix={directory}/"]  # fmt: skip
     if target.tokens:

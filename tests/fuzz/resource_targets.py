@@ -76,7 +76,7 @@ def document_seeds() -> Iterator[bytes]:
 
 def resource_text(data: bytes) -> bool:
     """A file for ``slash32 apply``."""
-    text = data.decode("utf-8", "surrogateescape")
+    text = _drawn_text(data).decode("utf-8", "surrogateescape")
     try:
         resources = parse_resources(text, source="f")
     except InvalidResource as error:
@@ -89,22 +89,46 @@ def resource_text(data: bytes) -> bool:
     return True
 
 
+_PIECES = (
+    b": ", b"\n", b"- ", b"---\n", b'"', b"'", b"{", b"}", b"[", b"]", b"# ", b"&a ", b"*a",
+    b"|\n", b">-\n", b"\t", b"  ", b"? ", b"~", b"null", b"yes", b"0x1F", b"1_000", b"<<: ",
+    b"\\u0000", b"\xff", b"\xe2\x80\xa8", b"kind: Node\n", b"%YAML 1.1\n",
+)  # fmt: skip
+
+
+def _drawn_text(data: bytes) -> bytes:
+    """A file as somebody wrote it, in YAML or JSON, with little or much damage; or any bytes."""
+    draw = Draw(data)
+    form = draw.below(4)
+    if form == 3:
+        return draw.rest()
+    documents = [draw.choice(DOCUMENTS) for _ in range(1 + draw.below(3))]
+    if form == 2:
+        documents = [draw.damaged(each) for each in documents]
+    if draw.below(2):
+        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": documents}).encode()
+    else:
+        text = dump(documents).encode("utf-8", "surrogatepass")
+    return draw.spliced(text, _PIECES)
+
+
 def text_seeds() -> Iterator[bytes]:
     """YAML and JSON of every kind, the lists, and what YAML has against its readers."""
-    for document in DOCUMENTS:
-        yield dump([document]).encode()
-        yield json.dumps(document).encode()
-    yield dump(DOCUMENTS).encode()
-    yield json.dumps({"apiVersion": "v1", "kind": "List", "items": list(DOCUMENTS)}).encode()
-    yield b"a: &a [x, x]\nb: *a\n"
-    yield b"{" * 2000
-    yield b"? - - - [\n"
+    for number in range(len(DOCUMENTS)):
+        for form in (0, 1, 2):
+            for kind in (0, 1):
+                yield bytes([form, 0, number, kind])
+                yield bytes([form, 1, number, number + 1, kind, 1, 0, 40, 0, number])
+    for piece in range(len(_PIECES)):
+        yield bytes([0, 0, piece, 0, 1, 0, 30 + piece, 0, piece])
+    for text in (b"a: &a [x, x]\nb: *a\n", b"{" * 2000, b"? - - - [\n", dump(DOCUMENTS).encode()):
+        yield b"\3" + text
 
 
 def selector(data: bytes) -> bool:
     """An expression over labels."""
     try:
-        found = Selector.parse(data.decode("utf-8", "replace"))
+        found = Selector.parse(_drawn_selector(data))
     except SelectorError:
         return False
     for labels in ({}, {"rack": "a"}, {"rack": "b", "x": ""}):
@@ -113,13 +137,56 @@ def selector(data: bytes) -> bool:
     return True
 
 
+_LABELS = ("rack", "x.io/y", "a", "has", "all", "in", "x" * 63, "", "a-b", "1")
+_VALUES = ("'b'", '"b"', "''", "'a b'", "'", "b", "'\u00e9'", '"\'"', "'&&'")
+
+
+def _expression(draw: Draw, depth: int = 0) -> str:
+    kind = draw.below(10 if depth < 4 else 7)
+    label, value = draw.choice(_LABELS), draw.choice(_VALUES)
+    if kind == 0:
+        return draw.choice(("all()", "all( )", "global()", "ALL()", "all"))
+    if kind == 1:
+        return f"has({label})"
+    if kind in (2, 3):
+        return f"{label} {draw.choice(('==', '!=', '=', '==='))} {value}"
+    if kind == 4:
+        values = ", ".join(draw.choice(_VALUES) for _ in range(draw.below(4)))
+        return f"{label} {draw.choice(('in', 'not in', 'notin'))} {{{values}}}"
+    if kind in (5, 6):
+        how = draw.choice(("contains", "starts with", "ends with", "starts  with", "startswith"))
+        return f"{label} {how} {value}"
+    if kind == 7:
+        return f"!{_expression(draw, depth + 1)}"
+    if kind == 8:
+        return f"({_expression(draw, depth + 1)})"
+    word = draw.choice((" && ", " || ", "&&", "||", " & ", " and "))
+    return _expression(draw, depth + 1) + word + _expression(draw, depth + 1)
+
+
+def _drawn_selector(data: bytes) -> str:
+    """One of the language's, with a little damage; or any text."""
+    draw = Draw(data)
+    if draw.below(4) == 3:
+        return draw.rest().decode("utf-8", "replace")
+    text = _expression(draw).encode()
+    pieces = (b"!", b"(", b")", b"'", b'"', b"{", b"}", b",", b"&&", b"||", b" ", b"\n", b"\xff")
+    return draw.spliced(text, pieces, 2).decode("utf-8", "replace")
+
+
 def selector_seeds() -> Iterator[bytes]:
     """Every operator."""
-    yield b"all()"
-    yield b"rack in {'a', \"b\"} && !has(x)"
-    yield b"(a == 'b' || c != \"d\") && e not in {'f'} && g contains 'h' && i starts with 'j'"
-    yield b"!" * 300 + b"has(a)"
-    yield b"(" * 300 + b"has(a)" + b")" * 300
+    for text in (
+        b"all()",
+        b"rack in {'a', \"b\"} && !has(x)",
+        b"(a == 'b' || c != \"d\") && e not in {'f'} && g contains 'h' && i starts with 'j'",
+        b"!" * 300 + b"has(a)",
+        b"(" * 300 + b"has(a)" + b")" * 300,
+    ):
+        yield b"\3" + text
+    for kind in range(10):
+        for label in range(len(_LABELS)):
+            yield bytes([0, kind, label, label % len(_VALUES), 0, label, label, 0, 1, 2])
 
 
 # -- the cache ---------------------------------------------------------------------------------
@@ -128,10 +195,44 @@ def selector_seeds() -> Iterator[bytes]:
 def cache_bytes(data: bytes) -> bool:
     """The file as it is found."""
     try:
-        decode(data, node="node-1", boot_id="b")
-    except CacheUnusable:
+        snapshot = decode(_drawn_cache(data), node="node-1", boot_id="b")
+    except CacheUnusable as error:
+        if "\n" in str(error):
+            raise Broken(f"not one line: {error!r}") from None
         return False
+    sessions_for(snapshot, "node-1")
     return True
+
+
+def _drawn_cache(data: bytes) -> bytes:
+    """A header and a body, each damaged as text, mostly with the digest that belongs to them."""
+    draw = Draw(data)
+    form = draw.below(4)
+    if form == 3:
+        return draw.spliced(_sealed(), (b"0", b"f", b"\n", b" ", b"node=", b""), 4) + draw.rest()
+    body = _sealed().partition(b"\n")[2]
+    pieces = (
+        b'"',
+        b"{",
+        b"}",
+        b"[",
+        b",",
+        b":",
+        b"null",
+        b"0",
+        b"1e999",
+        b"NaN",
+        b"\\",
+        b"\xff",
+        b"9",
+    )
+    if form:
+        body = draw.spliced(body, pieces)
+    header = b"slash32-cache 1 node=node-1 boot=b"
+    if draw.below(4) == 3:
+        header = draw.spliced(header, (b" ", b"2", b"node=", b"boot=", b"\n", b"\xff", b"="), 2)
+    digest = hashlib.sha256(header + b"\n" + body).hexdigest().encode()
+    return header + b" sha256=" + digest + b"\n" + body
 
 
 def cache_body(data: bytes) -> bool:
@@ -164,10 +265,12 @@ def _body() -> Any:
 
 
 def cache_seeds() -> Iterator[bytes]:
-    """A whole one and a cut one."""
-    yield _sealed()
-    yield _sealed()[:-9]
-    yield _sealed().replace(b"node=node-1", b"node=node-2")
+    """A whole one, cut ones, changed ones."""
+    for form in range(4):
+        yield bytes([form])
+        for place in range(0, 240, 20):
+            yield bytes([form, 1, place >> 4, place << 4 & 255, 0, place % 13, 2])
+            yield bytes([form, 0, 3, 1, 0, place % 34, 0, place % 7, 2])
 
 
 def body_seeds() -> Iterator[bytes]:
@@ -222,7 +325,8 @@ TARGETS = (
         resource_text,
         text_seeds,
         (b"kind: ", b"spec:\n", b"apiVersion: slash32.io/v1"),
-        weight=6,
+        floor=0.1,
+        weight=4,
     ),
     Target(
         "selector",
@@ -230,6 +334,7 @@ TARGETS = (
         selector,
         selector_seeds,
         (b" in {", b"has(", b" && ", b" || ", b"starts with"),
+        floor=0.1,
         weight=15,
     ),
     Target(
@@ -238,7 +343,8 @@ TARGETS = (
         cache_bytes,
         cache_seeds,
         (b"slash32-cache 1 ",),
-        weight=15,
+        floor=0.05,
+        weight=3,
     ),
     Target(
         "cache-body",

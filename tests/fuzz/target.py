@@ -27,6 +27,12 @@ class Target:
     floor: float = 0.02
     weight: int = 10
     """Its part of a campaign's cases; less for what takes milliseconds a case."""
+    missing: Callable[[], str | None] = lambda: None
+    """What this machine lacks for it, as a sentence; None when nothing."""
+    reached: Callable[[bytes], frozenset[int]] = lambda _data: frozenset()
+    """What of it that is no Python an input reaches, to choose what is kept."""
+    guide: Callable[[Callable[[Callable[..., None]], Callable[..., None]]], None] | None = None
+    """Is given what makes a Python function visible to the fuzzer, when there is such a part."""
 
 
 class Broken(AssertionError):
