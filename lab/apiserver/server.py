@@ -56,6 +56,7 @@ from lab.apiserver.state import (
 )
 
 JSON = "application/json"
+TOKEN = "lab-token-9vQ2mK7xR4"  # noqa: S105 - any would do; this one can be looked for
 STRATEGIC = "application/strategic-merge-patch+json"
 MERGE_PATCHES = ("application/merge-patch+json", STRATEGIC)
 WATCH_DEFAULT_S = 1800.0
@@ -185,7 +186,8 @@ class ApiDouble:
         self._faults.clear()
 
     def write_kubeconfig(self, path: Path) -> Path:
-        """A kubeconfig that leads here."""
+        """A kubeconfig that leads here, for its owner's eyes."""
+        path.touch(mode=0o600)
         path.write_text(
             json.dumps(
                 {
@@ -193,7 +195,7 @@ class ApiDouble:
                     "kind": "Config",
                     "current-context": "double",
                     "clusters": [{"name": "double", "cluster": {"server": self.url}}],
-                    "users": [{"name": "double", "user": {"token": "double"}}],
+                    "users": [{"name": "double", "user": {"token": TOKEN}}],
                     "contexts": [
                         {"name": "double", "context": {"cluster": "double", "user": "double"}}
                     ],

@@ -31,6 +31,7 @@ from lab.chaos import (
     plugin,
     restarts,
     router_kinds,
+    secrets,
     security,
     suites,
     topologies,
@@ -47,6 +48,7 @@ from lab.waiting import Progress
 MODULES = (
     restarts,
     router_kinds,
+    secrets,
     links,
     hostile,
     kernel,
@@ -98,6 +100,8 @@ def run_row(row: Row, world: World | None) -> Result:
         row.run(cast(World, world), verdict)
         findings = world.at_rest() if world else []
         verdict.must(not findings, f"the oracle finds: {'; '.join(findings[:3])}")
+        told = secrets.token_in_logs(world) if world else []
+        verdict.must(not told, "; ".join(told[:3]))
     except Skipped as error:
         skipped = str(error)
     except Exception as error:

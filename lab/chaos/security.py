@@ -1,4 +1,4 @@
-"""S: what an attacker would find: secrets, modes of files, slow clients, names that inject."""
+"""S: what an attacker would find: modes of files, slow clients, names that inject."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 import stat
 import time
 from contextlib import ExitStack, suppress
-from pathlib import Path
+from statistics import median
 
 import yaml
 
@@ -15,8 +15,11 @@ from lab.chaos.rows import Row, Stage, Verdict
 from lab.chaos.world import World
 from lab.plan import LabFailure
 
-SECRET = "Xq7-chaos-secret-Zp3"  # noqa: S105 - made for this row, to be looked for
 SLOW_CLIENTS = 1000
+TURNS, ADDS_A_TURN = 10, 6
+MEDIAN_MOST, P99_MOST, AMID_MOST = 1.25, 2.0, 4.0
+"""Beside slow clients, times alone. The p99 of sixty is the slowest one: an ADD that met another
+program of this machine's on its core, in either turn."""
 INJECTIONS = (
     "x; run /bin/true",
     "x\n  run /bin/true;",
@@ -25,53 +28,6 @@ INJECTIONS = (
     "x\x00y",
     "$(touch /tmp/owned)",
 )
-
-
-def secret_stays_secret(world: World, verdict: Verdict) -> None:
-    """An MD5 password between node1 and its router; then every place it might show is searched."""
-    secret = (
-        "apiVersion: v1\nkind: Secret\nmetadata: {name: bgp}\n"
-        f"stringData: {{password: {SECRET}}}\n"
-    )
-    world.apply(secret)
-    session = "neighbor 172.30.0.1 as 64601;"
-    fields = {"password": {"secretKeyRef": {"name": "bgp", "key": "password"}}}
-    with (
-        world.bird_edited("tor1", (session, f'{session}\n  password "{SECRET}";')),
-        world.peer_edited("node1", "tor1", fields),
-    ):
-        world.settled()
-        up = world.is_up_at("tor1", "node1")
-        places = _where(world, SECRET)
-    world.settled()
-    verdict.note(f"session with MD5 up: {up}; found in {len(places)} places it must not be")
-    verdict.must(up, "the session with the password did not come up")
-    verdict.must(not places, f"the password is in {places}")
-
-
-def _where(world: World, secret: str) -> list[str]:
-    """Logs, command lines, environments, answers, and files that others may read."""
-    found = []
-    root = world.lab.paths.root
-    for path in root.rglob("*"):
-        with suppress(OSError):
-            if not path.is_file() or path.name in {"bird.conf", "store.db"}:
-                continue
-            is_log = path.suffix == ".log"
-            is_open = bool(path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH))
-            if (is_log or is_open) and secret in path.read_text(errors="replace"):
-                found.append(str(path.relative_to(root)))
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            for name in ("cmdline", "environ"):
-                with suppress(OSError):
-                    if secret.encode() in (entry / name).read_bytes():
-                        found.append(f"{entry}/{name}")
-    for view in ("status", "peers", "routes", "get"):
-        arguments = (view,) if view != "get" else ("peers",)
-        if secret in str(world.ask("node1", *arguments)):
-            found.append(f"slash32 {view}")
-    return found
 
 
 def file_modes(world: World, verdict: Verdict) -> None:
@@ -94,35 +50,68 @@ def file_modes(world: World, verdict: Verdict) -> None:
 
 
 def slow_clients(world: World, verdict: Verdict) -> None:
-    """A thousand connections that say half a request: ADD is as fast as without them."""
-    plugin = world.lab.runtime_of("node1")
+    """A thousand connections that say half a request or announce far too long a one, and ADDs
+    beside them. In turns with ADDs alone: a machine that is busy for a while is so for both."""
+    path = str(world.lab.paths.run_dir("node1") / "cni.sock")
+    turns: list[tuple[list[float], list[float]]] = []
+    amid: list[float] = []
+    held: list[int] = []
+    for turn in range(TURNS):
+        alone = _adds_s(world, f"p{turn}")
+        with ExitStack() as connections:
+            clients = [_slow_client(connections, path, n) for n in range(SLOW_CLIENTS)]
+            # The agent is at work on a thousand new connections; then it only holds them.
+            first, *crowded = _adds_s(world, f"q{turn}")
+            amid.append(first)
+            turns.append((alone, crowded))
+            held.append(sum(_is_open(client) for client in clients))
+    ratio = median(median(crowded) / median(alone) for alone, crowded in turns)
+    alone, crowded = (sorted(s for turn in turns for s in turn[which]) for which in (0, 1))
+    verdict.note(
+        f"{len(crowded)} ADDs beside {SLOW_CLIENTS} connections ({min(held)} at least still held "
+        f"after) take {ratio:.2f} times as long as those without in the same turn, by the median; "
+        f"p99 {alone[-1] * 1000:.0f} ms alone, {crowded[-1] * 1000:.0f} ms beside them; the one "
+        f"that comes together with all of them takes {median(amid) * 1000:.0f} ms"
+    )
+    verdict.must(ratio <= MEDIAN_MOST, f"{ratio:.2f} times as long, {MEDIAN_MOST} owed")
+    verdict.must(
+        crowded[-1] <= P99_MOST * alone[-1], f"p99 {crowded[-1] / alone[-1]:.2f} times as long"
+    )
+    verdict.must(median(amid) <= AMID_MOST * median(alone), f"amid: {median(amid) * 1000:.0f} ms")
+    verdict.must(min(held) > 0, "the control within: no connection was held")
 
-    def add_s(tag: str) -> float:
-        with world.extra_pod("node1", tag) as (sandbox, _):
+
+def _adds_s(world: World, tag: str) -> list[float]:
+    """How long each of some ADDs takes."""
+    plugin = world.lab.runtime_of("node1")
+    found = []
+    for number in range(ADDS_A_TURN):
+        with world.extra_pod("node1", f"{tag}-{number}") as (sandbox, _):
             begun_s = time.monotonic()
             plugin.add(sandbox)
-            took_s = time.monotonic() - begun_s
+            found.append(time.monotonic() - begun_s)
             plugin.delete(sandbox)
-            return took_s
+    return found
 
-    alone_s = sorted(add_s(f"p{n}") for n in range(5))[2]
-    path = str(world.lab.paths.run_dir("node1") / "cni.sock")
-    with ExitStack() as connections:
-        refused = 0
-        for _ in range(SLOW_CLIENTS):
-            client = connections.enter_context(socket.socket(socket.AF_UNIX))
-            client.settimeout(1.0)
-            try:
-                client.connect(path)
-                client.send(b"\x00")
-            except OSError:
-                refused += 1
-        crowded_s = sorted(add_s(f"q{n}") for n in range(5))[2]
-    verdict.note(
-        f"ADD {alone_s * 1000:.0f} ms alone, {crowded_s * 1000:.0f} ms beside {SLOW_CLIENTS} "
-        f"slow clients ({refused} refused)"
-    )
-    verdict.must(crowded_s < max(1.0, 5 * alone_s), f"{crowded_s:.2f} s beside slow clients")
+
+def _slow_client(connections: ExitStack, path: str, number: int) -> socket.socket:
+    """Every second one has the beginning of a request; the others promise four gigabytes."""
+    client = connections.enter_context(socket.socket(socket.AF_UNIX))
+    client.settimeout(5.0)
+    with suppress(OSError):
+        client.connect(path)
+        client.send(b"\x00" if number % 2 else b"\xff\xff\xff\xff{")
+    return client
+
+
+def _is_open(client: socket.socket) -> bool:
+    """Whether the other side has not closed it."""
+    try:
+        return bool(client.recv(1, socket.MSG_DONTWAIT))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
 
 
 def injected_names(world: World, verdict: Verdict) -> None:
@@ -182,13 +171,12 @@ def stolen_socket(world: World, verdict: Verdict) -> None:
 _ONE = Stage.ONE_TOR
 
 ROWS = [
-    Row("S7", "a password for BGP, then a search for it",
-        "in no log, process list, environment, answer or file that others read", _ONE,
-        secret_stays_secret),
     Row("S8", "files and sockets on the node", "no set-id, none writable for all, sockets 0600",
         _ONE, file_modes, is_quick=True),
-    Row("S10", f"{SLOW_CLIENTS} slow clients on the agent's socket", "ADD unaffected", _ONE,
-        slow_clients),
+    Row("S10", f"{SLOW_CLIENTS} connections to the agent's socket that say half a request or "
+        "announce too long a one; ADDs in turns without and beside them",
+        f"an ADD takes {MEDIAN_MOST} times as long at most by the median of turns, {P99_MOST:g} "
+        f"times by p99; the one that comes with them {AMID_MOST:g} times", _ONE, slow_clients),
     Row("S13", "texts that inject, in every field that takes a text",
         "refused, exabgp.conf unchanged", _ONE, injected_names, is_quick=True),
     Row("S14", "nobody's process at the agent's sockets", "refused", _ONE, stolen_socket),
