@@ -19,6 +19,9 @@ nothing of ours is imported, and each change is shaped so that it can be offered
 * ``log.debug``: nothing, where the level is above DEBUG anyway. The original builds two closures
   and a call a message only to find that out.
 
+Most UPDATEs of a cluster say one long prefix, and it stands at the end: what precedes it is looked
+up as a whole, between one marker and the next, and only what is not known so is taken apart.
+
 Nothing is held back: what is read is written at once, at most BATCH_BYTES of it, and then the other
 sessions have their turn.
 
@@ -68,6 +71,12 @@ _MP_REACH, _MP_UNREACH = 14, 15
 _EXTENDED_LENGTH = 0x10
 _PLAIN_TYPES = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 32, 35})
 """Attributes that do not change what others mean; AS4_PATH, for one, would."""
+_IPV6 = b"\x00\x02\x01"
+_ONE_V4, _ONE_V6 = 5, 17
+"""Octets of a prefix as long as they are in a cluster."""
+_ONE_GONE, _GONE = b"\x00\x1c\x02\x00\x05", (b"w-", b"")
+"""Of a message that withdraws one, what precedes its prefix; and its shape."""
+_LENGTHS_OF = {_ONE_V4: range(25, 33), _ONE_V6: range(121, 129)}
 _LONGEST = {b"\x00\x01\x01": 32, b"\x00\x02\x01": 128}
 """Bits of the longest prefix of each family that may be known good, by AFI and SAFI."""
 
@@ -171,12 +180,33 @@ def _are_whole(prefixes: bytes, longest: int) -> bool:
     return offset == size
 
 
+def one_prefix_at_the_end(body: bytes, shape: Shape) -> int:
+    """How many octets of the body are its only prefix, when that is the last thing in it and a long
+    one, so that whatever whole prefix of that size stands there, all else is as it was; else 0."""
+    if len(shape) == 2:
+        size, rest = _ONE_V4, 4 + len(shape[1]) + _ONE_V4 - len(body)
+        is_that = shape[0] == b"-a"
+    else:
+        _fields, before, kind, head, after = shape
+        value = 4 if kind[0] & _EXTENDED_LENGTH else 3
+        size = _ONE_V6
+        rest = 4 + len(before) + value + len(head) + _ONE_V6 - len(body)
+        is_that = shape[0] == b"--" and not after and head[:3] == _IPV6
+    return size if is_that and not rest and body[-size] in _LENGTHS_OF[size] else 0
+
+
 class Known:
-    """The shapes that passed the full decoder in one session."""
+    """The shapes that passed the full decoder in one session.
+
+    Attributes:
+        heads: what precedes the only prefix in a message of those, from its length on; by the
+            octets of that prefix.
+    """
 
     def __init__(self) -> None:
         self._shapes: set[Shape] = set()
         self._bytes = 0
+        self.heads: dict[int, set[bytes]] = {_ONE_V4: set(), _ONE_V6: set()}
 
     def has(self, body: bytes) -> bool:
         """Whether this UPDATE needs no decoding."""
@@ -191,7 +221,31 @@ class Known:
         self._bytes += 200 + sum(map(len, shape))
         if self._bytes > KNOWN_BYTES:
             self._shapes, self._bytes = set(), 0
+            for heads in self.heads.values():
+                heads.clear()
         self._shapes.add(shape)
+
+    def is_alike(self, message: bytes) -> bool:
+        """Whether a message, from its length on, needs no decoding: found at a glance, where it has
+        one long prefix."""
+        return (
+            (message[:-_ONE_V4] in self.heads[_ONE_V4] and 25 <= message[-_ONE_V4] <= 32)
+            or (message[:-_ONE_V6] in self.heads[_ONE_V6] and 121 <= message[-_ONE_V6] <= 128)
+            or (
+                message[:5] == _ONE_GONE
+                and message[10:] == b"\0\0"
+                and 25 <= message[5] <= 32
+                and _GONE in self._shapes
+            )
+        )
+
+    def remember(self, message: bytes) -> None:
+        """Of a message that needs no decoding."""
+        shape = shape_of(message[3:])
+        size = 0 if shape is None else one_prefix_at_the_end(message[3:], shape)
+        if size:
+            self._bytes += 100 + len(message)
+            self.heads[size].add(message[:-size])
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -331,8 +385,11 @@ def _known_good_at_once() -> None:
 
     def take(self: Any, buffer: bytearray, known: Known) -> tuple[bytearray, int]:
         """The known good UPDATEs at the head of the buffer, each after its length."""
-        raw, count, offset = bytearray(), 0, 0
         longest = self.connection.msg_size
+        messages = list(known_at_the_head(self, buffer, known))
+        raw = bytearray().join([each[:2] + each[3:] for each in messages])
+        count = len(messages)
+        offset = len(raw) + 17 * count
         size = len(buffer)
         most = min(size, BATCH_BYTES) - _HEADER_BYTES
         while offset <= most and buffer[offset + 18] == _UPDATE:
@@ -349,6 +406,29 @@ def _known_good_at_once() -> None:
             offset = end
         del buffer[:offset]
         return raw, count
+
+    def known_at_the_head(self: Any, buffer: bytearray, known: Known) -> Iterator[bytes]:
+        """Most of them, from their lengths on. What is between two markers is a message where its
+        length says so too; what is not (a prefix that ends as a marker begins), the rest is for."""
+        first, *messages = bytes(buffer[:BATCH_BYTES]).split(_MARKER)
+        if first:
+            return
+        heads, longest = known.heads[_ONE_V4], self.connection.msg_size
+        for message in messages:
+            if (message[:-_ONE_V4] in heads and 25 <= message[-_ONE_V4] <= 32) or known.is_alike(
+                message
+            ):
+                yield message
+            elif (
+                len(message) > 3
+                and message[2] == _UPDATE
+                and (message[0] << 8 | message[1]) == len(message) + len(_MARKER) <= longest
+                and (known.has(message[3:]) or is_certain(self, known, message[3:]))
+            ):
+                known.remember(message)
+                yield message
+            else:
+                return
 
     def is_certain(self: Any, known: Known, body: bytes) -> bool:
         judge = getattr(self, "slash32_is_certainly_sound", None)

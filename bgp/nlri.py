@@ -53,6 +53,11 @@ def do_overlap(one: Nlri, other: Nlri) -> bool:
     return not (int.from_bytes(one[1:], "big") ^ int.from_bytes(other[1:], "big")) >> beyond
 
 
+def has_host_bits(lasts: bytes, length: int) -> bool:
+    """Whether any of the last octets sent of prefixes of this length has bits beyond it."""
+    return bool(lasts.translate(None, _CLEAN[_HOST_BITS[length]]))
+
+
 def split(data: bytes, start: int, end: int, family: Family) -> tuple[list[Nlri], list[Nlri]]:
     """The prefixes of an NLRI field (RFC 4271 section 4.3), in order.
 
@@ -71,10 +76,9 @@ def split(data: bytes, start: int, end: int, family: Family) -> tuple[list[Nlri]
         # As a router packs blocks: all of one length, and as long in the message as in a table.
         step = size + 1
         count, rest = divmod(end - start, step)
-        if not rest and data[start:end:step].count(length) == count:
-            lasts = data[start + size : end : step]
-            if not lasts.translate(None, _CLEAN[_HOST_BITS[length]]):
-                return [data[at : at + step] for at in range(start, end, step)], []
+        is_even = not rest and data[start:end:step].count(length) == count
+        if is_even and not has_host_bits(data[start + size : end : step], length):
+            return [data[at : at + step] for at in range(start, end, step)], []
     return _split_any(data, start, end, size)
 
 

@@ -8,7 +8,8 @@ ExaBGP decodes the rest itself.
 
 An attribute block is judged once and remembered: a table of 100,000 routes has a few hundred. What
 several UPDATEs say becomes one event, the last word on each prefix, for at one route an UPDATE an
-object each is what a table's arrival would be spent on.
+object each is what a table's arrival would be spent on. UPDATEs of one size in a row are read by
+columns.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 from struct import unpack_from
-from typing import Any
+from typing import Any, cast
 
 from bgp.adj_rib import AttributeSets
 from bgp.exabgp_commands import ProtocolError
 from bgp.judgement import Attributes, judge_attributes, judge_next_hop
-from bgp.nlri import BadNlri, Nlri, prefix_of, split
+from bgp.nlri import BadNlri, Nlri, has_host_bits, prefix_of, split
 from bgp.paths import (
     Address,
     EndOfRib,
@@ -36,6 +37,12 @@ from bgp.paths import (
 
 MAX_REMEMBERED = 20_000
 """Attribute blocks; beyond, all are forgotten and judged again as they come."""
+
+MANY = 8
+"""UPDATEs of one route, from which on they are read by columns."""
+RUN_MOST = 256
+LOOK_AGAIN_BYTES = 4096
+"""Where there is no such run, so much is read one by one."""
 
 _SEGMENTS = {1: "as-set", 2: "as-sequence"}
 _EXTENDED_LENGTH = 0x10
@@ -134,8 +141,15 @@ class UpdateDecoder:
     ) -> Iterator[EndOfRib]:
         """Fills ``batch``; yields where an End-of-RIB parts what is before and after it."""
         plain = self._plain.setdefault((peer, is_ebgp), {})
-        offset, size = 0, len(raw)
+        offset, size, next_run_at = 0, len(raw), 0
         while offset < size:
+            if offset >= next_run_at:
+                ended = self._run(peer, raw, offset, is_ebgp, batch)
+                if ended > offset:
+                    offset = ended
+                    continue
+                # Looking in vain for every one would take longer than reading it.
+                next_run_at = offset + LOOK_AGAIN_BYTES
             if size - offset < 6:
                 raise BadNlri(f"{size - offset} bytes left at {offset}")
             end = offset + (raw[offset] << 8 | raw[offset + 1]) - 17
@@ -173,10 +187,46 @@ class UpdateDecoder:
             ):
                 offset = end
                 continue
-            ended = self._update(peer, raw[offset + 2 : end], is_ebgp, batch)
-            if ended is not None:
-                yield EndOfRib(peer, ended)
+            family = self._update(peer, raw[offset + 2 : end], is_ebgp, batch)
+            if family is not None:
+                yield EndOfRib(peer, family)
             offset = end
+
+    def _run(self, peer: Address, raw: bytes, offset: int, is_ebgp: bool, batch: _Batch) -> int:
+        """A cluster's blocks, one an UPDATE, as many in a row as are of one size with attributes of
+        one size: column by column, not one by one, in a third of the time. Returns where those end;
+        with whatever else there is it is none, or ends."""
+        if offset + 6 > len(raw):
+            return offset
+        step = (raw[offset] << 8 | raw[offset + 1]) - 17
+        stop = 6 + (raw[offset + 4] << 8 | raw[offset + 5])
+        if stop + 5 != step:
+            return offset
+        count = min((len(raw) - offset) // step, RUN_MOST)
+        # Where an UPDATE ends as it says, the next begins: all that are of one size do. Octets that
+        # are the same in all: the sizes, no withdrawals, the length of the prefix.
+        for place in (0, 1, 2, 3, 4, 5, stop):
+            column = raw[offset + place : offset + count * step : step]
+            count = len(column) - len(column.lstrip(column[:1]))
+        end = offset + count * step
+        if count < MANY or raw[offset + 2] or raw[offset + 3]:
+            return offset
+        length = raw[offset + stop]
+        if not 25 <= length <= 32 or has_host_bits(raw[offset + step - 1 : end : step], length):
+            return offset
+        blocks = [raw[at + 6 : at + stop] for at in range(offset, end, step)]
+        plain = self._plain[peer, is_ebgp]
+        judged = list(map(plain.get, blocks))
+        if None in judged:
+            judged = [
+                plain.get(each) or self._new_plain(peer, each, is_ebgp) if known is None else known
+                for each, known in zip(blocks, judged, strict=True)
+            ]
+        if set(map(type, judged)) != {PathAttributes}:
+            return offset
+        nlris = [raw[at : at + 5] for at in range(offset + stop, end, step)]
+        batch.routes.update(zip(nlris, cast(list[PathAttributes], judged), strict=True))
+        return end
 
     def _new_plain(self, peer: Address, block: bytes, is_ebgp: bool) -> Judged | None:
         """What routes with attributes that are met for the first time become; None where it takes

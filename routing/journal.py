@@ -37,9 +37,9 @@ ENTRIES_AT_ONCE = 2000
 """What one pass may write; a full table that comes at once is summed up beyond it."""
 MANY = 100
 """Prefixes; a note about fewer is written at once."""
-CALM_S = 0.25
+CALM_S = 1.0
 """So long no pass has ended: what was arriving is there."""
-CALM_WITHIN_S = 5.0
+CALM_WITHIN_S = 10.0
 """On a busy node there is no such moment."""
 
 

@@ -34,7 +34,16 @@ GLOBAL = ip_address("2001:db8::2").packed
 LINK_LOCAL = ip_address("fe80::2").packed
 
 prefixes_v4 = st.lists(
-    st.sampled_from(["10.0.0.0/26", "10.0.0.64/26", "10.1.0.0/16", "0.0.0.0/0", "10.2.0.1/32"]),
+    st.sampled_from(
+        [
+            "10.0.0.0/26",
+            "10.0.0.64/26",
+            "10.1.0.0/16",
+            "0.0.0.0/0",
+            "10.2.0.1/32",
+            "10.255.255.255/32",  # it ends as the next marker begins
+        ]
+    ),
     min_size=1,
     max_size=3,
 ).map(lambda each: nlri(*each))
@@ -57,6 +66,8 @@ more = st.sampled_from(
         attribute(6, b"") + attribute(7, bytes([0, 0, 252, 0, 192, 0, 2, 2]), 0xC0),
         attribute(8, bytes.fromhex("fde80001"), 0xE0),  # PARTIAL
         attribute(16, bytes.fromhex("0002fde800000001"), 0xC0),
+        attribute(8, b"\xff" * 16, 0xC0),  # as a marker
+        attribute(8, b"\xff" * 20 + b"\0\x1c\2\0", 0xC0),  # and a header
         attribute(8, bytes.fromhex("ffffff01fde80001fde80001"), 0xC0),
         attribute(9, bytes([192, 0, 2, 9]), 0x80) + attribute(10, bytes(range(1, 9)), 0x80),
         b"\x40",
@@ -71,6 +82,13 @@ bodies = st.one_of(
     st.builds(update, prefixes_v4, attributes),
     st.builds(update, prefixes_v4, attributes),
     st.builds(lambda gone: update(withdrawn=gone), prefixes_v4),
+    st.builds(
+        lambda new, extra: update(
+            attributes=path_attributes(PEER, next_hop=None, more=extra) + reach(GLOBAL, new)
+        ),
+        prefixes_v6,
+        more,
+    ),
     st.builds(update, prefixes_v4, attributes, prefixes_v4),
     st.builds(
         lambda hops, new, extra: update(

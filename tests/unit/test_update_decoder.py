@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bgp.exabgp_commands import ProtocolError
 from bgp.judgement import judge_attributes
 from bgp.paths import EndOfRib, Family, Origin, Path, Rejection, Update
-from bgp.update_decoder import UpdateDecoder, _attributes, _quickly, _words
+from bgp.update_decoder import MANY, UpdateDecoder, _attributes, _quickly, _words
 from tests.fakes.bgp_wire import (
     END_OF_RIB,
     END_OF_RIB_V6,
@@ -248,3 +248,71 @@ def test_the_quick_look_is_enough_for_what_most_paths_have():
     quick = _quickly((path_attributes(64512, 65001, more=med),), True)
     assert quick is not None
     assert (quick[0].as_path, quick[0].med, quick[1]) == ((64512, 65001), 7, PEER.packed)
+
+
+def of_one(number: int, asn: int, length: int = 26) -> bytes:
+    """One route an UPDATE, as clusters have them."""
+    prefix = bytes([length, 10, number >> 2 & 255, number >> 10 & 255, (number & 3) << 6])
+    return update(prefix, path_attributes(64512, asn))
+
+
+runs = st.lists(
+    st.one_of(
+        st.builds(
+            lambda first, count, asn: [of_one(n, asn + n % 3) for n in range(first, first + count)],
+            st.integers(0, 2000),
+            st.integers(1, 40),
+            st.integers(65001, 65009),
+        ),
+        st.sampled_from(
+            [
+                [of_one(5, 65001, 25)],  # host bits
+                [of_one(3, 65001, 32)],
+                [update(nlri("10.0.0.0/8"), path_attributes(64512, 65001))],
+                [update(withdrawn=nlri("10.0.0.0/26"))] * 9,
+                [update(nlri("10.0.0.0/26"), path_attributes(64512, 65001, next_hop=None))] * 9,
+                [update(nlri("10.0.0.64/26"), withdrawn=nlri("10.0.0.0/26"))] * 9,
+                [update()],
+            ]
+        ),
+    ),
+    max_size=6,
+).map(lambda each: [body for run in each for body in run])
+
+
+@given(runs, st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=2))
+def test_by_columns_is_as_one_by_one(bodies: list[bytes], flips):
+    """Runs of UPDATEs of one size, also with an octet among them that is another."""
+    stream = bytearray(framed(*bodies))
+    for place, octet in flips:
+        if stream:
+            stream[place % len(stream)] = octet
+    found = []
+    for least in (MANY, 10**9):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("bgp.update_decoder.MANY", least)
+            decoder = UpdateDecoder()
+            events: list[object] = []
+            # Twice: the second time all attributes are known.
+            for _ in range(2):
+                try:
+                    events.extend(in_words(decoder.decode(PEER, bytes(stream), is_ebgp=True)))
+                except ProtocolError as error:
+                    events.append(str(error))
+        found.append(events)
+    assert found[0] == found[1]
+
+
+def test_a_run_is_read_by_columns(monkeypatch):
+    """The control of the test above."""
+    ends = []
+    original = UpdateDecoder._run
+
+    def noted(self, peer, raw, offset, is_ebgp, batch):
+        ends.append(original(self, peer, raw, offset, is_ebgp, batch))
+        return ends[-1]
+
+    monkeypatch.setattr(UpdateDecoder, "_run", noted)
+    stream = framed(*[of_one(number, 65001 + number % 3) for number in range(MANY)])
+    list(UpdateDecoder().decode(PEER, stream, is_ebgp=True))
+    assert ends == [len(stream)]
