@@ -315,6 +315,10 @@ class AdjRibIn:
         """Those that are stale; not a copy."""
         return self._stale.get(peer, set())
 
+    def has_stale(self) -> bool:
+        """Whether anything of anybody is."""
+        return any(self._stale.values())
+
     def stale_count(self, peer: Address) -> int:
         """How many they are."""
         return len(self._stale.get(peer, ()))

@@ -7,6 +7,7 @@ value that is checked here, because ExaBGP would take a line break in a communit
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from bgp.paths import Address, Advertisement, Family, Prefix
 
@@ -14,6 +15,8 @@ SHOW_NEIGHBORS = "show neighbor json"
 SHOW_CONFIGURATION = "show neighbor configuration"
 SHOW_ATTEMPTS = "show slash32"
 """Of the tuned ExaBGP alone: what attempts to open a session came to."""
+SHOW_MARKS = "show slash32-marks"
+"""What SHOW_CONFIGURATION is asked for, of a tuned ExaBGP (exabgp_habits.py): one mark a line."""
 REPLAY = "slash32-replay"
 """For the bridge, which answers it itself: what peers have announced, as the lines that said so."""
 SHOW_ADJ_RIB_OUT = "show adj-rib out json"
@@ -83,9 +86,10 @@ def withdraw(peer: Address, prefix: Prefix) -> str:
     return f"neighbor {plain(peer)} withdraw route {prefix}"
 
 
-def end_of_rib(peer: Address, family: Family) -> str:
-    """The line that sends End-of-RIB (RFC 4724 section 2) to ``peer``."""
-    return f"neighbor {plain(peer)} announce eor {family.value}"
+def end_of_rib(peers: Sequence[Address], family: Family) -> str:
+    """The line that sends End-of-RIB (RFC 4724 section 2) to each of ``peers``, at least one."""
+    # The comma is a word of its own, or ExaBGP takes it for a part of the address.
+    return f"{' , '.join(f'neighbor {plain(p)}' for p in peers)} announce eor {family.value}"
 
 
 def route_refresh(peer: Address, family: Family) -> str:

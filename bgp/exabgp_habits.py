@@ -390,8 +390,10 @@ def _reloads_that_repeat_nothing() -> None:
 
 
 def _commands() -> None:
-    """``show slash32`` and ``neighbor <ip> slash32-close <subcode> <text in hex, or ->``.
+    """``show slash32`` (and ``show slash32-marks``: of it the marks alone, one a line) and
+    ``neighbor <ip> slash32-close <subcode> <text in hex, or ->``.
 
+    The marks are in ``show neighbor configuration`` too, which takes 2 s with 250 neighbours.
     ExaBGP's ``teardown`` sends no NOTIFICATION when graceful restart is on, and connects again at
     once. ``slash32-close`` sends Cease with the text (RFC 9003) and stays away until a reload.
     """
@@ -402,6 +404,16 @@ def _commands() -> None:
         def callback() -> Iterator[bool]:
             reactor.processes.write(service, json.dumps(_state(reactor)))
             yield True
+            reactor.processes.answer_done(service)
+
+        reactor.asynchronous.schedule(service, line, callback())
+        return True
+
+    def show_marks(self: Any, reactor: Any, service: str, line: str, use_json: bool) -> bool:
+        def callback() -> Iterator[bool]:
+            for mark in _marks(reactor):
+                reactor.processes.write(service, mark)
+                yield True
             reactor.processes.answer_done(service)
 
         reactor.asynchronous.schedule(service, line, callback())
@@ -428,6 +440,7 @@ def _commands() -> None:
         return True
 
     command.register("show slash32", False, None, True)(show)
+    command.register("show slash32-marks", False, None, False)(show_marks)
     command.register("slash32-close", True, None, False)(close)
 
 
@@ -467,6 +480,10 @@ def _is_unacknowledged(io: Any) -> bool:
     return info[2] >= UNACKNOWLEDGED_AFTER and any(info[24:28])
 
 
+def _marks(reactor: Any) -> list[str]:
+    return sorted({n["description"] for n in reactor.configuration.neighbors.values()})
+
+
 def _state(reactor: Any) -> dict[str, Any]:
     peers = {}
     for peer in reactor._peers.values():
@@ -484,7 +501,7 @@ def _state(reactor: Any) -> dict[str, Any]:
             },
         }
     return {
-        "marks": sorted({n["description"] for n in reactor.configuration.neighbors.values()}),
+        "marks": _marks(reactor),
         "peers": peers,
         "listen": [[host, port, why] for (host, port), why in _listen_problems.items()],
     }

@@ -147,7 +147,10 @@ class Sessions:
     def is_complete(self, peer: Address, now_s: float) -> bool:
         """Whether ``peer`` has sent all it has, as well as that can be known."""
         session = self._sessions.get(peer)
-        if session is None or session.status.state is not SessionState.ESTABLISHED:
+        return session is not None and self._has_said_all(session, now_s)
+
+    def _has_said_all(self, session: _Session, now_s: float) -> bool:
+        if session.status.state is not SessionState.ESTABLISHED:
             return False
         if not self._is_current:
             # Without ExaBGP an established session is a memory and its silence is ours.
@@ -330,12 +333,15 @@ class Sessions:
     def tick(self, now_s: float) -> list[str]:
         """What the passing of time alone has changed: sweeps, and sessions now complete."""
         changes = []
+        # Four times a second for each session, of which there are hundreds: hashing an address is
+        # what takes long, so none is looked up unless there is something to do.
+        is_any_stale = self.rib.has_stale()
         for peer, session in self._sessions.items():
-            is_complete = self.is_complete(peer, now_s)
+            is_complete = self._has_said_all(session, now_s)
             if is_complete:
                 session.refreshing.clear()
                 self._forget_staleness(session)
-                if self.rib.sweep(peer):
+                if is_any_stale and self.rib.sweep(peer):
                     changes.append(f"swept:{peer}")
                 if not session.was_complete:
                     changes.append(f"complete:{peer}")

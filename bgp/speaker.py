@@ -21,7 +21,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path as FilePath
 
@@ -65,6 +65,8 @@ ATTEMPTS_S = 2.0
 RELOAD_WAIT_S = 1.0
 """How long ``set_peers`` waits for ExaBGP to take a change; afterwards it goes on by itself."""
 BACKLOG = 4
+END_OF_RIB_AT_ONCE = 50
+"""Sessions in one command: a line of 2 KB."""
 
 
 class Speaker:
@@ -309,23 +311,62 @@ class Speaker:
         Raises:
             BgpFailure: the session is not up, or not all routes could be sent.
         """
+        for problem in (await self.send_ends_of_rib([(peer, family)])).values():
+            raise BgpFailure(problem)
+
+    async def send_ends_of_rib(
+        self, due: Collection[tuple[Address, Family]]
+    ) -> dict[tuple[Address, Family], str]:
+        """The same to many, with a command for END_OF_RIB_AT_ONCE sessions: one by one, 250
+        sessions of two families keep both processes busy for two seconds.
+
+        Returns:
+            What was not sent, and why.
+        """
         async with self._out_lock:
-            conversation = self._conversation
-            if conversation is None or not self._beliefs.is_established(peer):
-                raise BgpFailure(f"the session with {peer} is not up")
-            not_sent = await self._hand_over(peer)
-            if not_sent:
-                raise BgpFailure(f"{not_sent[0].key[1]} could not be sent: {not_sent[0].error}")
+            problems = await self._before_end_of_rib({peer for peer, _ in due})
+            failed = {each: problems[each[0]] for each in due if each[0] in problems}
+            ready: dict[Family, list[Address]] = {}
+            for peer, family in due:
+                if peer not in problems and family in (self._beliefs.negotiated(peer) or ()):
+                    ready.setdefault(family, []).append(peer)
+            for family, peers in ready.items():
+                for start in range(0, len(peers), END_OF_RIB_AT_ONCE):
+                    some = peers[start : start + END_OF_RIB_AT_ONCE]
+                    problem = await self._end_of_rib(some, family)
+                    if problem is not None:
+                        failed |= dict.fromkeys([(peer, family) for peer in some], problem)
+        return failed
+
+    async def _before_end_of_rib(self, peers: Collection[Address]) -> dict[Address, str]:
+        """Hands over what is held for them. Returns who cannot be sent to, and why."""
+        problems: dict[Address, str] = {}
+        for peer in peers:
+            if self._conversation is None or not self._beliefs.is_established(peer):
+                problems[peer] = f"the session with {peer} is not up"
+        up = set(peers) - problems.keys()
+        for failure in await self._hand_over(up):
+            said = f"{failure.key[1]} could not be sent: {failure.error}"
+            problems.setdefault(failure.key[0], said)
+        conversation = self._conversation
+        if conversation is not None and any(self._beliefs.negotiated(p) is None for p in up):
             try:
-                if self._beliefs.negotiated(peer) is None:
-                    await self._learn_states(conversation)
-                if family not in (self._beliefs.negotiated(peer) or ()):
-                    return
-                answer = await conversation.ask(commands.end_of_rib(peer, family))
+                await self._learn_states(conversation)
             except (ConversationLost, ProtocolError) as error:
-                raise BgpFailure(str(error)) from None
-            if not answer.ok:
-                raise BgpFailure(f"ExaBGP would not send End-of-RIB to {peer}")
+                problems |= dict.fromkeys(up, str(error))
+        return problems
+
+    async def _end_of_rib(self, peers: Sequence[Address], family: Family) -> str | None:
+        """Why it was not sent, or None. A session that has just ended is passed over: another one
+        asks for another End-of-RIB."""
+        try:
+            if self._conversation is None:
+                raise ConversationLost("ExaBGP is not connected")
+            answer = await self._conversation.ask(commands.end_of_rib(peers, family))
+        except (ConversationLost, ProtocolError) as error:
+            return str(error)
+        told = ", ".join(map(str, peers))
+        return None if answer.ok else f"ExaBGP would not send End-of-RIB to {told}"
 
     def _problem(self, key: AdvertisementKey, value: Advertisement | None) -> str | None:
         """Why this announcement or withdrawal cannot even be tried, or None."""
@@ -380,9 +421,9 @@ class Speaker:
         prepend_asn = peer.local_asn if peer.is_ebgp else None
         return commands.announce(key[0], as_said_to(peer, value), prepend_asn=prepend_asn)
 
-    async def _hand_over(self, peer: Address) -> list[NotSent]:
-        """Sends what was held for a session that is up now. The caller holds the lock."""
-        ready = [(key, value) for key, value in self._held.items() if key[0] == peer]
+    async def _hand_over(self, peers: Collection[Address]) -> list[NotSent]:
+        """Sends what was held for sessions that are up now. The caller holds the lock."""
+        ready = [(key, value) for key, value in self._held.items() if key[0] in peers]
         failures = await self._send(ready)
         failed = {failure.key for failure in failures}
         for key, _ in ready:
@@ -503,8 +544,11 @@ class Speaker:
             self._on_change(f"session_attempt:{peer}")
 
     async def _read_marks(self, conversation: Conversation) -> None:
-        lines = await _lines(conversation, commands.SHOW_CONFIGURATION)
-        self._loaded_marks = api.decode_configuration_marks(lines)
+        if self.exabgp_mode == api.TUNED:
+            self._loaded_marks = frozenset(await _lines(conversation, commands.SHOW_MARKS))
+        else:
+            lines = await _lines(conversation, commands.SHOW_CONFIGURATION)
+            self._loaded_marks = api.decode_configuration_marks(lines)
         self._note_loaded()
 
     def _note_loaded(self) -> None:
@@ -533,11 +577,11 @@ class Speaker:
             is_any_down = self._beliefs.is_any_down() and self.exabgp_mode == api.TUNED
             if is_any_down:
                 await self._learn_attempts(conversation)
-            refused = []
             async with self._out_lock:
-                for peer in {key[0] for key in self._held}:
-                    if self._beliefs.is_established(peer):
-                        refused += await self._hand_over(peer)
+                waiting = {key[0] for key in self._held}
+                refused = await self._hand_over(
+                    {peer for peer in waiting if self._beliefs.is_established(peer)}
+                )
                 self._write_announced()
             working = asyncio.create_task(self._work.wait())
             is_unfinished = self._needs_reload() or refused or self._is_unwritten

@@ -6,7 +6,7 @@ stand in for it could not be sent. End-of-RIB once a session and family, after a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 
 import structlog
 
@@ -106,22 +106,25 @@ class Announcer:
                 log.info("withdrawn", peer=str(key[0]), prefix=str(key[1]))
         return not_sent
 
-    def has_told_all(self, peer: Peer) -> bool:
-        """Whether the present session with ``peer`` has got all our routes, and End-of-RIB."""
-        status = self._speaker.sessions().get(peer.address)
-        return (
-            status is not None
+    def told_all(self, peers: Iterable[Peer]) -> set[Address]:
+        """Those whose present session has got all our routes, and End-of-RIB."""
+        sessions = self._speaker.sessions()
+        return {
+            peer.address
+            for peer in peers
+            if (status := sessions.get(peer.address)) is not None
             and status.state is SessionState.ESTABLISHED
             and all(
                 self._end_of_rib_sent.get((peer.address, family)) == status.since_s
                 for family in peer.families
             )
-        )
+        }
 
     async def _send_end_of_rib(
         self, wanted: Desired, unfinished: set[Address], failures: list[Failure[str]]
     ) -> None:
         sessions: Mapping[Address, PeerStatus] = self._speaker.sessions()
+        due: dict[tuple[Address, Family], float] = {}
         for address, peer in wanted.peers.items():
             status = sessions.get(address)
             if status is None or status.state is not SessionState.ESTABLISHED:
@@ -129,14 +132,19 @@ class Announcer:
             if address in unfinished:
                 continue
             for family in peer.families:
-                if self._end_of_rib_sent.get((address, family)) == status.since_s:
-                    continue
-                try:
-                    await self._speaker.send_end_of_rib(address, family)
-                except Exception as error:
-                    failures.append(Failure(f"End-of-RIB to {address}", "send", str(error)))
-                    break
-                self._end_of_rib_sent[address, family] = status.since_s
+                if self._end_of_rib_sent.get((address, family)) != status.since_s:
+                    due[address, family] = status.since_s
+        if not due:
+            return
+        try:
+            not_sent = await self._speaker.send_ends_of_rib(due)
+        except Exception as error:
+            not_sent = dict.fromkeys(due, str(error))
+        by_peer = {address: why for (address, _), why in not_sent.items()}
+        failures.extend(Failure(f"End-of-RIB to {a}", "send", why) for a, why in by_peer.items())
+        for (address, family), since_s in due.items():
+            if (address, family) not in not_sent:
+                self._end_of_rib_sent[address, family] = since_s
                 log.info("end_of_rib_sent", peer=str(address), family=family.value)
 
 

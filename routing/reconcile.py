@@ -480,8 +480,8 @@ class Reconciler:
             asked=asked,
             settled=[
                 address
-                for address, peer in last.peers.items()
-                if self._speaker.is_complete(address) and self._announcer.has_told_all(peer)
+                for address in self._announcer.told_all(last.peers.values())
+                if self._speaker.is_complete(address)
             ],
             used=(path for paths in last.best.values() for path in paths),
             is_drained=node is not None and node.is_drained,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from bgp.adj_rib import Offers
@@ -54,5 +54,8 @@ class SpeakerFace(Protocol):
     async def apply(self, delta: AdvertisementDelta) -> Sequence[NotSent]:
         """Announces, replaces and withdraws; goes on past a failure."""
 
-    async def send_end_of_rib(self, peer: Address, family: Family) -> None:
-        """Tells ``peer`` that it has all our routes of ``family`` (RFC 4724 section 2)."""
+    async def send_ends_of_rib(
+        self, due: Collection[tuple[Address, Family]]
+    ) -> Mapping[tuple[Address, Family], str]:
+        """Tells each peer that it has all our routes of the family (RFC 4724 section 2); what was
+        not sent, and why."""

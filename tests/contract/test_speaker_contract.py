@@ -574,6 +574,30 @@ async def test_end_of_rib_to_a_session_that_is_down_is_an_error(side: Side) -> N
         await side.speaker.send_end_of_rib(peer.address, Family.IPV4)
 
 
+async def test_one_call_sends_end_of_rib_to_all_that_are_up(side: Side) -> None:
+    """Each after what was held for it; who is down is named, and costs the others nothing."""
+    one, two = side.peer(1), side.peer(2)
+    await side.begin(one, two)
+    assert await announce(side, told((one, BLOCK), (two, BLOCK))) == []
+    await side.router_starts(1)
+    await side.router_starts(2)
+    await up(side, 1)
+    await up(side, 2)
+    both = [(one.address, Family.IPV4), (two.address, Family.IPV4)]
+    assert await side.speaker.send_ends_of_rib(both) == {}
+    for number in (1, 2):
+        await eventually(lambda n=number: "end-of-rib" in side.heard(n), what="End-of-RIB")  # type: ignore[misc]
+        heard = side.heard(number)
+        assert "update" in heard[: heard.index("end-of-rib")]
+    await side.router_stops(2)
+    await eventually(lambda: not is_established(side.speaker, two.address), what="down")
+    so_far = side.heard(1).count("end-of-rib")
+    failed = await side.speaker.send_ends_of_rib(both)
+    assert failed.keys() == {(two.address, Family.IPV4)}
+    assert "not up" in failed[two.address, Family.IPV4]
+    await eventually(lambda: side.heard(1).count("end-of-rib") > so_far, what="End-of-RIB again")
+
+
 async def test_announcements_that_cannot_be_are_refused_and_the_others_happen(side: Side) -> None:
     """An unknown peer and a family that is not configured fail by name; the rest goes out."""
     peer = side.peer(1, families=(Family.IPV4,))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from bgp.adj_rib import AttributeSets, Offers
@@ -327,14 +327,23 @@ class FakeSpeaker:
         return failures
 
     async def send_end_of_rib(self, peer: Address, family: Family) -> None:
+        for problem in (await self.send_ends_of_rib([(peer, family)])).values():
+            raise BgpFailure(problem)
+
+    async def send_ends_of_rib(
+        self, due: Collection[tuple[Address, Family]]
+    ) -> dict[tuple[Address, Family], str]:
         error = self._failure("end_of_rib")
         if error is not None:
             raise error
-        neighbor = self.world.neighbor(peer)
-        if not self.is_connected or not neighbor.is_up:
-            raise BgpFailure(f"the session with {peer} is not up")
-        if family in neighbor.families:
-            neighbor.heard.append(f"end-of-rib {family.value}")
+        failed = {}
+        for peer, family in due:
+            neighbor = self.world.neighbor(peer)
+            if not self.is_connected or not neighbor.is_up:
+                failed[peer, family] = f"the session with {peer} is not up"
+            elif family in neighbor.families:
+                neighbor.heard.append(f"end-of-rib {family.value}")
+        return failed
 
     def _problem(self, key: AdvertisementKey, value: Advertisement | None) -> str | None:
         peer = (self._peers or {}).get(key[0])

@@ -473,13 +473,15 @@ def test_commands_are_exactly_these_lines() -> None:
         "neighbor 192.0.2.2 announce route fd00:10:1::40/122 next-hop 2001:db8::1",
         "neighbor 192.0.2.2 withdraw route 10.244.1.64/26",
         "neighbor 192.0.2.2 announce eor ipv6 unicast",
+        "neighbor 192.0.2.2 , neighbor 192.0.2.3 announce eor ipv4 unicast",
         "neighbor 192.0.2.2 announce route-refresh ipv6 unicast",
     ]
     assert expected == [
         commands.announce(TOR, Advertisement(block)),
         commands.announce(TOR, Advertisement(block6, hop6)),
         commands.withdraw(TOR, block),
-        commands.end_of_rib(TOR, Family.IPV6),
+        commands.end_of_rib([TOR], Family.IPV6),
+        commands.end_of_rib([TOR, ip_address("192.0.2.3")], Family.IPV4),
         commands.route_refresh(TOR, Family.IPV6),
     ]
 
