@@ -22,7 +22,7 @@ several API servers before one etcd.
 From another process: ``python -m lab.apiserver --kubeconfig K``; SIGUSR1 is down, SIGUSR2 is up;
 POST /-/fault takes a Fault as JSON, /-/clear and /-/compact nothing, /-/silent and /-/bookmarks
 ``{"on": bool}``, /-/lag ``{"s": seconds}``, /-/missing ``{"plurals": [...]}``; /-/calls answers
-with the number of requests so far.
+with the number of requests so far, /-/recent with the last ones: seconds ago, verb, resource, name.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ STRATEGIC = "application/strategic-merge-patch+json"
 MERGE_PATCHES = ("application/merge-patch+json", STRATEGIC)
 WATCH_DEFAULT_S = 1800.0
 TIMES_MAX = 100_000
+RECENT_MAX = 5_000
 """Changes whose time is known, for a server that lags."""
 LAG_LOOK_S = 0.1
 """How often a watch of a server that lags looks whether more has become old enough."""
@@ -141,6 +142,8 @@ class ApiDouble:
         self.state = state or State(load_schemas())
         self.calls: Counter[tuple[str, str]] = Counter()
         """(verb, resource) -> requests."""
+        self.recent: deque[tuple[float, str, str, str]] = deque(maxlen=RECENT_MAX)
+        """The last requests: monotonic seconds, verb, resource, name."""
         self.bookmark_s = 1.0
         self.has_bookmarks = True
         self.lag_s = 0.0
@@ -296,6 +299,7 @@ class ApiDouble:
         if asked.kind.kind == "Secret" and asked.verb in ("list", "watch"):
             self.secret_queries.append(asked.query)
         self.calls[asked.verb, asked.resource] += 1
+        self.recent.append((time.monotonic(), asked.verb, asked.resource, asked.name))
         fault = next((each for each in self._faults if each.matches(asked)), None)
         if fault is not None:
             fault.times -= 1
@@ -445,6 +449,9 @@ class ApiDouble:
                 self._stir()
             case "/-/calls":
                 return web.json_response({"calls": self.calls.total()})
+            case "/-/recent":
+                now_s = time.monotonic()
+                return web.json_response([[now_s - at_s, *what] for at_s, *what in self.recent])
             case "/-/silent":
                 self.is_silent = bool(body.get("on", True))
             case _:

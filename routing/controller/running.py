@@ -17,7 +17,7 @@ import structlog
 
 from routing.controller.blocks import GRACE_S, BlockCollector
 from routing.controller.election import Election
-from routing.controller.standing import Key, standing
+from routing.controller.standing import Key, malformed_among, standing
 from routing.datastore.snapshot import (
     Datastore,
     EventNote,
@@ -60,6 +60,7 @@ class Controller:
         self._election = election
         self._blocks = BlockCollector(store, clock=clock, grace_s=grace_s)
         self._written: dict[Key, ResourceStatus] = {}
+        self._malformed: frozenset[tuple[str, str, str]] = frozenset()
 
     async def run(self, every_s: float = LOOK_EVERY_S) -> None:
         """Looks for ever."""
@@ -73,6 +74,7 @@ class Controller:
             # Another one has written since, and has watched nodes that we have not.
             self._blocks.forget()
             self._written.clear()
+            self._malformed = frozenset()
             return
         try:
             snapshot = await self._store.snapshot()
@@ -84,10 +86,21 @@ class Controller:
             events = await self._blocks.look(
                 snapshot, reports, is_elected=lambda: self._election.is_elected
             )
-            await self._tell(events)
+            await self._tell([*events, *self._news_of_malformed()])
             await self._write(snapshot, reports)
         except StoreError as error:
             log.warning("look_failed", error=str(error))
+
+    def _news_of_malformed(self) -> list[EventNote]:
+        """What cannot be read now and could at the last look, or for another reason."""
+        before = self._malformed
+        found = malformed_among(self._store.problems())
+        self._malformed = frozenset((each.kind, each.name, each.text) for each in found)
+        return [
+            EventNote(each.kind, each.name, "Malformed", each.text)
+            for each in found
+            if (each.kind, each.name, each.text) not in before
+        ]
 
     async def _tell(self, events: Iterable[EventNote]) -> None:
         for event in events:

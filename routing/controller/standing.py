@@ -33,8 +33,10 @@ Key = tuple[str, str]
 def standing(
     snapshot: Snapshot, problems: Iterable[Problem], reports: Iterable[NodeStatusResource]
 ) -> dict[Key, ResourceStatus]:
-    """The status of every IPPool and BGPPeer."""
+    """The status of every IPPool and BGPPeer, also of those that cannot be read."""
+    problems = list(problems)
     overlaps = {p.name: p.text for p in problems if p.reason == "Overlapping"}
+    malformed = {(p.kind, p.name): p.text for p in malformed_among(problems)}
     reports = list(reports)
     outdone = _outdone(snapshot)
     found: dict[Key, ResourceStatus] = {}
@@ -44,7 +46,25 @@ def standing(
         found["BGPPeer", peer.meta.name] = _peer(
             peer, snapshot, reports, outdone.get(peer.meta.name)
         )
+    for key, text in malformed.items():
+        if key[0] in ("IPPool", "BGPPeer"):
+            found[key] = _unread(text, found.get(key))
     return found
+
+
+def malformed_among(problems: Iterable[Problem]) -> list[Problem]:
+    """Resources that cannot be read as they are now."""
+    return [problem for problem in problems if problem.reason == "Malformed"]
+
+
+def _unread(text: str, last_good: ResourceStatus | None) -> ResourceStatus:
+    """Not ready, whatever its last good version is; that one is used on, where there is one."""
+    used = "it is not used" if last_good is None else "what it said before is used on"
+    ready = Condition("Ready", ConditionStatus.FALSE, "Malformed", f"{text}; {used}")
+    if last_good is None:
+        return ResourceStatus({}, (ready,))
+    others = (each for each in last_good.conditions if each.type != "Ready")
+    return ResourceStatus(last_good.columns, (ready, *others))
 
 
 def _pool(pool: IPPoolResource, snapshot: Snapshot, overlap: str | None) -> ResourceStatus:

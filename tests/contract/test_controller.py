@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 from ipaddress import ip_address, ip_network
 
 import pytest
 
 from cni.ipam.block import Block, BlockState
 from lab.apiserver.server import ApiDouble
+from lab.apiserver.state import KINDS, Key
 from routing.controller.election import Election, LeaseConflict, LeaseError
 from routing.controller.kubernetes_leases import KubernetesLeases
 from routing.controller.running import Controller
@@ -22,6 +25,8 @@ from routing.datastore.snapshot import (
 )
 
 TOR = ip_address("192.0.2.254")
+POOLS = next(kind for kind in KINDS if kind.kind == "IPPool")
+EVENTS = next(kind for kind in KINDS if kind.prefix.startswith("/apis/events"))
 REPORT = NodeStatusResource(
     Meta("node-a"),
     observed_at="2026-11-26T10:00:00Z",
@@ -132,6 +137,39 @@ async def test_the_elected_one_writes_how_things_stand_and_takes_back_blocks(api
         await one.controller.look()
     assert gone.cidr not in {block.cidr for block in await store.list_blocks()}
     assert (await store.get_status("IPPool", "four")).columns["blocks"] == 0
+
+
+async def test_what_cannot_be_read_gets_a_condition_and_one_event(api, candidates):
+    """And is ready again when it can be."""
+    _, one, _ = candidates
+    await one.store.create(IPPoolResource(Meta("four"), ip_network("10.0.0.0/24"), 26))
+    await one.store.create(NodeResource(Meta("node-a")))
+    await one.election.step()
+    pool = api.state.list(POOLS, "")[0]
+    good = copy.deepcopy(pool)
+
+    async def look_until(reason):
+        async with asyncio.timeout(20):
+            while True:
+                await one.controller.look()
+                status = await one.store.get_status("IPPool", "four")
+                ready = {c.type: c for c in status.conditions}.get("Ready")
+                if ready is not None and ready.reason == reason:
+                    return ready
+                await asyncio.sleep(0.02)
+
+    await look_until("BlocksAvailable")
+    pool = api.state.list(POOLS, "")[0]
+    spec = {**pool["spec"], "vxlanMode": "Always"}
+    api.state.replace(Key(POOLS, "", "four"), {**pool, "spec": spec})
+    ready = await look_until("Malformed")
+    assert "vxlanMode" in ready.message
+    await one.controller.look()
+    events = [e for e in api.state.list(EVENTS, "default") if e["reason"] == "Malformed"]
+    assert [("vxlanMode" in e["note"], e.get("series")) for e in events] == [(True, None)]
+    pool = api.state.list(POOLS, "")[0]
+    api.state.replace(Key(POOLS, "", "four"), {**pool, "spec": good["spec"]})
+    await look_until("BlocksAvailable")
 
 
 async def test_a_look_that_fails_is_done_at_the_next_one(api, candidates):

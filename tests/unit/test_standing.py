@@ -140,3 +140,21 @@ def test_a_pool_that_gives_nothing_says_why(pool, problems, why):
     status = standing(replace(WORLD, pools=(pool,)), problems, [])["IPPool", "four"]
 
     assert conditions(status)["Ready"] == ("False", why)
+
+
+def test_what_cannot_be_read_is_not_ready_and_says_whether_it_is_used_on():
+    """Last good or never read: the object alone looks the same to who reads it."""
+    problems = [
+        Problem("IPPool", "four", "spec.vxlanMode: cannot be"),
+        Problem("BGPPeer", "new", "spec.peerIP: is no address"),
+        Problem("BGPFilter", "f", "has no status of ours"),
+    ]
+    found = standing(WORLD, problems, [])
+
+    assert conditions(found["IPPool", "four"])["Ready"] == ("False", "Malformed")
+    assert message(found["IPPool", "four"]) == (
+        "spec.vxlanMode: cannot be; what it said before is used on"
+    )
+    assert found["IPPool", "four"].columns == {"blockSize": 26, "blocks": 0}
+    assert message(found["BGPPeer", "new"]) == "spec.peerIP: is no address; it is not used"
+    assert ("BGPFilter", "f") not in found
