@@ -14,13 +14,21 @@ columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from ipaddress import ip_address
-from struct import unpack_from
-from typing import Any, cast
+from typing import cast
 
 from bgp.adj_rib import AttributeSets
+from bgp.attribute_blocks import (
+    EXTENDED_LENGTH,
+    MP_REACH,
+    MP_UNREACH,
+    BlockParts,
+    attributes_in,
+    common_attributes,
+    split_block,
+    words_of,
+)
 from bgp.exabgp_commands import ProtocolError
 from bgp.judgement import Attributes, judge_attributes, judge_next_hop
 from bgp.nlri import BadNlri, Nlri, has_host_bits, prefix_of, split
@@ -29,7 +37,6 @@ from bgp.paths import (
     EndOfRib,
     Event,
     Family,
-    Origin,
     PathAttributes,
     Rejection,
     RouteBatch,
@@ -44,14 +51,8 @@ RUN_MOST = 256
 LOOK_AGAIN_BYTES = 4096
 """Where there is no such run, so much is read one by one."""
 
-_SEGMENTS = {1: "as-set", 2: "as-sequence"}
-_EXTENDED_LENGTH = 0x10
-_MP_REACH, _MP_UNREACH = 14, 15
 _IPV6 = b"\x00\x02\x01"
 _FAMILIES = {b"\x00\x01\x01": Family.IPV4, _IPV6: Family.IPV6}
-_ORIGINS = {b"\0": Origin.IGP, b"\1": Origin.EGP, b"\2": Origin.INCOMPLETE}
-_SEQUENCE_OF = [bytes((2, count)) for count in range(256)]
-"""The head of an AS_SEQUENCE of so many."""
 _SAMPLES = {Family.IPV4: prefix_of(bytes(5)), Family.IPV6: prefix_of(bytes(17))}
 """A prefix of each family, to judge next hops by."""
 
@@ -231,7 +232,7 @@ class UpdateDecoder:
     def _new_plain(self, peer: Address, block: bytes, is_ebgp: bool) -> Judged | None:
         """What routes with attributes that are met for the first time become; None where it takes
         a longer look. Every node's block has a path of its own."""
-        quick = _quickly((block,), is_ebgp)
+        quick = common_attributes((block,), is_ebgp)
         if quick is None or not quick[1]:
             return None
         judged = self._judged(peer, quick[0], quick[1], Family.IPV4)
@@ -242,10 +243,10 @@ class UpdateDecoder:
     def _one_v6(self, peer: Address, block: bytes, is_ebgp: bool, batch: _Batch) -> bool:
         """An UPDATE of nothing but these attributes, when it announces by attributes that are known
         or withdraws one prefix; whether it was that."""
-        if len(block) in (_ONE_GONE_V6, _ONE_GONE_V6 + 1) and block[1] == _MP_UNREACH:
+        if len(block) in (_ONE_GONE_V6, _ONE_GONE_V6 + 1) and block[1] == MP_UNREACH:
             place = len(block) - 17
             length = block[place]
-            is_long = bool(block[0] & _EXTENDED_LENGTH)
+            is_long = bool(block[0] & EXTENDED_LENGTH)
             said = block[2] << 8 | block[3] if is_long else block[2]
             if (
                 said == 20
@@ -258,9 +259,9 @@ class UpdateDecoder:
                 return True
             return False
         at = self._reach_at.get((peer, is_ebgp), len(block))
-        if at + 9 > len(block) or block[at + 1] != _MP_REACH:
+        if at + 9 > len(block) or block[at + 1] != MP_REACH:
             return False
-        if block[at] & _EXTENDED_LENGTH:
+        if block[at] & EXTENDED_LENGTH:
             start, size = at + 4, block[at + 2] << 8 | block[at + 3]
         else:
             start, size = at + 3, block[at + 2]
@@ -274,7 +275,7 @@ class UpdateDecoder:
         before, after = block[:at], block[stop:]
         judged = self._reach[peer, is_ebgp].get((before, head, after))
         if judged is None:
-            quick = _quickly((before, after), is_ebgp) if head[:3] == _IPV6 else None
+            quick = common_attributes((before, after), is_ebgp) if head[:3] == _IPV6 else None
             if quick is None:
                 return False
             judged = self._judged(peer, quick[0], head[4:-1], Family.IPV6)
@@ -308,7 +309,7 @@ class UpdateDecoder:
         found = self._plain[peer, is_ebgp].get(block)
         reach: tuple[Judged, list[Nlri], list[Nlri]] | None = None
         if found is None:
-            parts = _split(block)
+            parts = split_block(block)
             if parts.unreach is not None:
                 family = _FAMILIES.get(parts.unreach[:3])
                 if family is None:
@@ -324,7 +325,7 @@ class UpdateDecoder:
                 if reach is None:
                     batch.rejected.append(Rejection(None, "unknown-family"))
                     return None
-            hops = next((v for kind, v in _attributes(parts.plain) if kind == 3), b"")
+            hops = next((v for kind, v in attributes_in(parts.plain) if kind == 3), b"")
             found = self._judged(peer, attributes, hops, Family.IPV4)
             if parts.reach is None and parts.unreach is None:
                 self._remember()
@@ -339,7 +340,7 @@ class UpdateDecoder:
         return None
 
     def _reached(
-        self, peer: Address, parts: _Parts, attributes: Attributes | str, is_ebgp: bool
+        self, peer: Address, parts: BlockParts, attributes: Attributes | str, is_ebgp: bool
     ) -> tuple[Judged, list[Nlri], list[Nlri]] | None:
         """What MP_REACH_NLRI says: (judged, prefixes, prefixes with host bits); None: of a family
         that we do not know."""
@@ -359,7 +360,7 @@ class UpdateDecoder:
     def _attributes_of(self, block: bytes, is_ebgp: bool) -> Attributes | str:
         found = self._blocks.get((is_ebgp, block))
         if found is None:
-            found = judge_attributes(_words(block), is_ebgp=is_ebgp)
+            found = judge_attributes(words_of(block), is_ebgp=is_ebgp)
             self._remember()
             self._blocks[is_ebgp, block] = found
         return found
@@ -394,148 +395,3 @@ class UpdateDecoder:
                 plain.clear()
             for reach in self._reach.values():
                 reach.clear()
-
-
-def _quickly(parts: Iterable[bytes], is_ebgp: bool) -> tuple[Attributes, bytes] | None:
-    """The attributes in ``parts``, each whole ones, and the NEXT_HOP among them or nothing; where
-    they are the plain few that most paths have, and sound. A fifth of what ``_split``, ``_words``
-    and ``judge_attributes`` take; their words on all others are the last ones."""
-    origin: Origin | None = None
-    as_path: tuple[int, ...] = ()
-    hop = b""
-    med = local_pref = None
-    for part in parts:
-        offset, size = 0, len(part)
-        while offset < size:
-            if offset + 3 > size or part[offset] & _EXTENDED_LENGTH:
-                return None
-            kind = part[offset + 1]
-            start = offset + 3
-            offset = start + part[offset + 2]
-            value = part[start:offset]
-            if kind == 2:
-                # One AS_SEQUENCE, and not an empty one.
-                count = len(value) // 4
-                if as_path or not count or value[:2] != _SEQUENCE_OF[count & 0xFF]:
-                    return None
-                if len(value) != 2 + 4 * count:
-                    return None
-                as_path = unpack_from(f">{count}I", value, 2)
-            elif kind == 1:
-                if origin is not None:
-                    return None
-                origin = _ORIGINS.get(value)
-            elif kind == 3:
-                if hop or not value:
-                    return None
-                hop = value
-            elif kind in (4, 5) and len(value) == 4:
-                if kind == 4 and med is None:
-                    med = int.from_bytes(value, "big")
-                elif kind == 5 and local_pref is None:
-                    local_pref = int.from_bytes(value, "big")
-                else:
-                    return None
-            else:
-                return None
-        if offset != size:
-            return None
-    if origin is None or not as_path:
-        return None
-    return Attributes(origin, as_path, len(as_path), med, local_pref, ()), hop
-
-
-def _attributes(block: bytes) -> Iterator[tuple[int, bytes]]:
-    """(type, value) of each path attribute."""
-    offset, size = 0, len(block)
-    while offset < size:
-        head = 4 if block[offset] & _EXTENDED_LENGTH else 3
-        if offset + head > size:
-            raise BadNlri("a path attribute cut short")
-        end = offset + head + int.from_bytes(block[offset + 2 : offset + head], "big")
-        if end > size:
-            raise BadNlri("a path attribute cut short")
-        yield block[offset + 1], block[offset + head : end]
-        offset = end
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """An attribute block: without the two of RFC 4760 (``plain``), those two, and what stands
-    before and after MP_REACH_NLRI."""
-
-    plain: bytes
-    reach: bytes | None
-    unreach: bytes | None
-    before: bytes
-    after: bytes
-
-
-def _split(block: bytes) -> _Parts:
-    plain = before = after = b""
-    multiprotocol: dict[int, bytes] = {}
-    offset = 0
-    for kind, value in _attributes(block):
-        end = offset + (4 if block[offset] & _EXTENDED_LENGTH else 3) + len(value)
-        if kind in (_MP_REACH, _MP_UNREACH):
-            multiprotocol[kind] = value
-            if kind == _MP_REACH:
-                before, after = block[:offset], block[end:]
-        else:
-            plain += block[offset:end]
-        offset = end
-    return _Parts(
-        plain, multiprotocol.get(_MP_REACH), multiprotocol.get(_MP_UNREACH), before, after
-    )
-
-
-def _words(block: bytes) -> dict[str, Any]:
-    """The attributes in the words of ExaBGP's JSON, which is what judge_attributes reads."""
-    words: dict[str, Any] = {}
-    for kind, value in _attributes(block):
-        if kind == 1:
-            words["origin"] = {b"\0": "igp", b"\1": "egp", b"\2": "incomplete"}.get(value, "?")
-        elif kind == 2:
-            path = _as_path(value)
-            if path:
-                words["as-path"] = path
-        elif kind == 4:
-            words["med"] = int.from_bytes(value, "big")
-        elif kind == 5:
-            words["local-preference"] = int.from_bytes(value, "big")
-        elif kind == 8:
-            words["community"] = [list(pair) for pair in sorted(_numbers(value, 2, 2))]
-        elif kind == 9:
-            words["originator-id"] = str(ip_address(value)) if len(value) == 4 else "?"
-        elif kind == 10:
-            words["cluster-list"] = [str(ip_address(value[i : i + 4])) for i in _every(value, 4)]
-        elif kind == 32:
-            # Each once (RFC 8092 section 5), as ExaBGP has them.
-            words["large-community"] = [list(each) for each in sorted({*_numbers(value, 4, 3)})]
-    return words
-
-
-def _as_path(value: bytes) -> dict[str, Any]:
-    segments: dict[str, Any] = {}
-    offset = 0
-    while offset + 2 <= len(value):
-        end = offset + 2 + 4 * value[offset + 1]
-        numbers = [int.from_bytes(value[i : i + 4], "big") for i in range(offset + 2, end, 4)]
-        segments[str(len(segments))] = {
-            "element": _SEGMENTS.get(value[offset], "other"),
-            "value": numbers,
-        }
-        offset = end
-    return segments
-
-
-def _numbers(value: bytes, size: int, count: int) -> Iterator[tuple[int, ...]]:
-    for start in _every(value, size * count):
-        yield tuple(
-            int.from_bytes(value[start + i * size : start + (i + 1) * size], "big")
-            for i in range(count)
-        )
-
-
-def _every(value: bytes, size: int) -> range:
-    return range(0, len(value) - size + 1, size)

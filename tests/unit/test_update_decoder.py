@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bgp.attribute_blocks import attributes_in, common_attributes, words_of
 from bgp.exabgp_commands import ProtocolError
 from bgp.judgement import judge_attributes
 from bgp.paths import EndOfRib, Family, Origin, Path, Rejection, Update
-from bgp.update_decoder import MANY, UpdateDecoder, _attributes, _quickly, _words
+from bgp.update_decoder import MANY, UpdateDecoder
 from tests.fakes.bgp_wire import (
     END_OF_RIB,
     END_OF_RIB_V6,
@@ -234,18 +235,18 @@ def test_the_quick_look_says_what_the_long_one_does(parts, is_ebgp, flips):
         if before:
             place %= len(before)
             before = before[:place] + bytes([octet]) + before[place + 1 :]
-    quick = _quickly((before, after), is_ebgp)
+    quick = common_attributes((before, after), is_ebgp)
     if quick is None:
         return
-    both = [pair for part in (before, after) for pair in _attributes(part)]
-    assert quick[0] == judge_attributes(_words(before + after), is_ebgp=is_ebgp)
+    both = [pair for part in (before, after) for pair in attributes_in(part)]
+    assert quick[0] == judge_attributes(words_of(before + after), is_ebgp=is_ebgp)
     assert quick[1] == next((value for kind, value in both if kind == 3), b"")
 
 
 def test_the_quick_look_is_enough_for_what_most_paths_have():
     """The control of the test above."""
     med = attribute(4, (7).to_bytes(4, "big"), 0x80)
-    quick = _quickly((path_attributes(64512, 65001, more=med),), True)
+    quick = common_attributes((path_attributes(64512, 65001, more=med),), True)
     assert quick is not None
     assert (quick[0].as_path, quick[0].med, quick[1]) == ((64512, 65001), 7, PEER.packed)
 
