@@ -65,6 +65,8 @@ class Call:
     def __init__(self) -> None:
         self.command = os.environ.get("CNI_COMMAND", "")
         self.version = VERSIONS[-1]
+        self.late: tuple[str, bytes] | None = None
+        """Socket and request of a DEL that is recorded when the agent does not answer in time."""
 
 
 def main(deadline_s: float = DEADLINE_S) -> int:
@@ -78,12 +80,24 @@ def main(deadline_s: float = DEADLINE_S) -> int:
         stop_deadline()
     except DeadlinePassed:
         stop_deadline()
-        status, reply = error_answer(
-            call.version,
-            unavailable(call.command),
-            f"the slash32 agent did not answer within {deadline_s:g} s; try again later",
-        )
+        status, reply = too_late(call, deadline_s)
     return status if write_stdout(reply) else 1
+
+
+def too_late(call: Call, deadline_s: float) -> "tuple[int, bytes]":
+    """The agent is there and has not answered. A DEL is recorded: the agent replays it once it is
+    well, and one that is done twice is harmless."""
+    if call.late is not None:
+        try:
+            if record(*call.late):
+                return 0, b""
+        except Refusal as refusal:
+            return error_answer(call.version, refusal.code, str(refusal))
+    return error_answer(
+        call.version,
+        unavailable(call.command),
+        f"the slash32 agent did not answer within {deadline_s:g} s; try again later",
+    )
 
 
 def answer(call: Call) -> "tuple[int, bytes]":
@@ -115,7 +129,7 @@ def decide(call: Call) -> "tuple[int, bytes]":
     version, path = parse_conf(stdin)
     if version in VERSIONS:
         call.version = version
-    return ask_agent(call.command, path, stdin)
+    return ask_agent(call, path, stdin)
 
 
 def unavailable(command: str) -> int:
@@ -259,7 +273,7 @@ def parse_conf(stdin: bytes) -> "tuple[str, str]":
 # -- the agent ---------------------------------------------------------------------------------
 
 
-def ask_agent(command: str, path: str, stdin: bytes) -> "tuple[int, bytes]":
+def ask_agent(call: Call, path: str, stdin: bytes) -> "tuple[int, bytes]":
     """Exit status and stdout, from the agent at ``path``.
 
     Raises:
@@ -272,25 +286,29 @@ def ask_agent(command: str, path: str, stdin: bytes) -> "tuple[int, bytes]":
     request = MAGIC + environment + b"\0" + stdin
     if len(request) > REQUEST_MAX_BYTES:
         raise too_large()
-    agent = connect(path, request if command == "DEL" else b"")
+    deletion = request if call.command == "DEL" else b""
+    agent = connect(call, path, deletion)
     if agent is None:
         return 0, b""
+    call.late = (path, deletion) if deletion else None
     with agent:
         netns = open_netns(os.environb.get(b"CNI_NETNS", b""))
-        return read_reply(agent, send_request(agent, request, netns), command)
+        return read_reply(agent, send_request(agent, request, netns), call.command)
 
 
-def connect(path: str, deletion: bytes) -> "socket.socket | None":
+def connect(call: Call, path: str, deletion: bytes) -> "socket.socket | None":
     """A connection to the agent, or None when ``deletion`` was recorded because there is none.
 
     Raises:
         Refusal: 5 the deletion cannot be recorded, 11 there is no agent and nothing to record.
     """
+    call.late = (path, deletion) if deletion else None
     try:
         return dial(path)
     except (OSError, UnicodeError) as error:
-        # Only one that is away replays the record when it comes; a busy one may be at it already.
         is_away = isinstance(error, (FileNotFoundError, ConnectionRefusedError))
+    # A disk that hangs is not asked a second time at the deadline.
+    call.late = None
     recorded = record(path, deletion) if is_away and deletion else ""
     if not recorded:
         raise Refusal(

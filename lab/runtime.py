@@ -250,6 +250,10 @@ class Runtime:
         except FileNotFoundError:
             return None
 
+    def forget(self, sandbox: Sandbox) -> None:
+        """The kept result is lost: the next DEL comes without prevResult."""
+        self._result_file(sandbox).unlink(missing_ok=True)
+
     def _result_file(self, sandbox: Sandbox) -> Path:
         name = f"{self._network.name}-{sandbox.container_id}-{sandbox.ifname}"
         return self._results_dir / name
@@ -276,15 +280,29 @@ class Runtime:
         return self._run(str(plugin["type"]), variables, config)
 
     def _run(self, plugin_type: str, variables: Mapping[str, str], config: JsonObject) -> str:
+        what = f"{plugin_type} {variables['CNI_COMMAND']}"
+        done = self.run_raw(plugin_type, variables, json.dumps(config))
+        if done.returncode != 0:
+            raise _failure(what, done)
+        return done.stdout
+
+    def run_raw(
+        self, plugin_type: str, variables: Mapping[str, str], stdin: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Executes a plugin with whatever text on stdin, and returns what came of it.
+
+        Raises:
+            PluginFailed: it could not be executed, or did not end within the deadline.
+        """
         program = self._find(plugin_type)
         bin_path = ":".join(str(directory) for directory in self._bin_dirs)
         environment = {"PATH": HOST_PATH, **variables, "CNI_PATH": bin_path}
         argv = [str(program)]
         what = f"{plugin_type} {variables['CNI_COMMAND']}"
         try:
-            done = subprocess.run(
+            return subprocess.run(
                 namespaces.enter(self._namespace, argv) if self._namespace else argv,
-                input=json.dumps(config),
+                input=stdin,
                 env=environment,
                 cwd="/",
                 capture_output=True,
@@ -298,9 +316,6 @@ class Runtime:
             raise PluginFailed(f"{what}: cannot execute {program}: {error.strerror}") from None
         except subprocess.TimeoutExpired:
             raise PluginFailed(f"{what}: no answer within {self._deadline_s:g} s") from None
-        if done.returncode != 0:
-            raise _failure(what, done)
-        return done.stdout
 
     def _find(self, plugin_type: str) -> Path:
         for directory in self._bin_dirs:

@@ -76,7 +76,6 @@ static _Noreturn void fail(Text code, Text msg, Text more) {
     finish(1, out, put(put(o, more), T("\", \"details\": \"\"}\n")) - out);
 }
 #define FAIL(code, msg) fail(T(code), T(msg), T(""))
-static void too_slow(int signal) { FAIL("11", "the slash32 agent did not answer in time"); }
 static void answer_version(void) {
     int dots = 0; /* three numbers are repeated, whichever they are */
     for (long i = 0; i < named.len; i++)
@@ -138,10 +137,10 @@ static void exchange(long agent) {
         FAIL("5", "the slash32 agent sent an answer that is none");
     finish(*reply, reply + 1, len - 1);
 }
-/* DEL without an agent: the request goes to deleted/ beside the socket, whole and durable before
- * we say yes. The agent listens, replays what is there, then accepts; when it still cannot be
- * reached afterwards, it has yet to look. A repeated request has the same name: one record. */
-static long record(void) {
+/* DEL without an agent, or a late one: the request goes to deleted/ beside the socket, and is
+ * durable before we say yes. The agent listens, replays what is there, then accepts, and looks again now and then;
+ * when it still cannot be reached, it has yet to look. A repeated request is one record. */
+static long record(int is_late) {
     static char directory[PATH_MAX + 9], name[17], temp[18] = ".";
     long now[2], entries = -2, cut = socket_path.len, dir, file, n, agent; /* less "." and ".." */
     unsigned long hash = 0xcbf29ce484222325; /* FNV-1a */
@@ -163,9 +162,14 @@ static long record(void) {
         SYS(UNLINKAT, dir, temp);
         fail(T("5"), T("the deletion cannot be recorded in "), text(directory));
     }
-    if ((agent = dial()) < 0) finish(0, out, 0);
+    if (is_late || (agent = dial()) < 0) finish(0, out, 0);
     SYS(UNLINKAT, dir, name); /* it has just started, and can answer this itself */
     return agent;
+}
+static int is_kept; /* this DEL is recorded when the agent is there and does not answer in time */
+static void too_slow(int signal) {
+    if (is_kept) is_kept = 0, record(1);
+    FAIL("11", "the slash32 agent did not answer in time");
 }
 __attribute__((used)) void start(char **stack) { /* argc, argv, 0, environment, 0 */
     static long ignore[4] = {1}, ring[4] = {(long)too_slow, 0x04000000, (long)too_slow};
@@ -192,8 +196,10 @@ __attribute__((used)) void start(char **stack) { /* argc, argv, 0, environment, 
     if (same(command, T("VERSION"))) answer_version();
     if (!n) FAIL("6", "network configuration on stdin is not a JSON object");
     if (among(named, VERSIONS)) version = named;
+    is_kept = same(command, T("DEL"));
     agent = dial();
-    if ((agent == -ENOENT || agent == -ECONNREFUSED) && same(command, T("DEL"))) agent = record();
+    if ((agent == -ENOENT || agent == -ECONNREFUSED) && is_kept) is_kept = 0, agent = record(0);
     if (agent < 0) fail(T("11"), T("the slash32 agent does not answer on "), socket_path);
+    is_kept = same(command, T("DEL"));
     exchange(agent);
 }

@@ -23,6 +23,7 @@ import structlog
 from lab import build, teardown
 from lab.chaos import (
     control_plane,
+    executable,
     hostile,
     kernel,
     links,
@@ -54,6 +55,7 @@ MODULES = (
     hostile,
     kernel,
     plugin,
+    executable,
     memory,
     misbehaving_api,
     mistaken_peers,

@@ -22,22 +22,6 @@ TRY_AGAIN_LATER = 11
 CANNOT_ADD = 50
 
 
-def repeated_deletes(world: World, verdict: Verdict) -> None:
-    """ADD, three DELs, a DEL without its namespace, a DEL of what was never added."""
-    plugin = world.lab.runtime_of("node1")
-    with world.extra_pod("node1", "c1") as (sandbox, _):
-        plugin.add(sandbox)
-        for _attempt in range(3):
-            plugin.delete(sandbox)
-    with world.extra_pod("node1", "c1b") as (sandbox, namespace):
-        plugin.add(sandbox)
-        namespaces.delete(namespace)
-        plugin.delete(sandbox, netns_is_gone=True)
-    with world.extra_pod("node1", "c1c") as (sandbox, _):
-        plugin.delete(sandbox)
-    verdict.note("6 DELs, each succeeded")
-
-
 def added_twice(world: World, verdict: Verdict) -> None:
     """The same ADD again: the same addresses, never two."""
     plugin = world.lab.runtime_of("node1")
@@ -211,8 +195,6 @@ ROWS = [
     Row("A1", "32 nodes claim at once from a pool of 16 blocks",
         "16 confirmed blocks, 16 nodes served, 16 refused, 0 doubled", Stage.NO_LAB,
         claimed_at_once, is_quick=True),
-    Row("C1", "DEL repeated, without namespace, never added", "every DEL succeeds, nothing left",
-        _ONE, repeated_deletes, control="C0", is_quick=True),
     Row("C2", "ADD twice", "the same addresses, one of each family", _ONE, added_twice,
         control="C0", is_quick=True),
     Row("C5", "the agent is away", "ADD 11 within 1 s, STATUS 50, DEL done later", _ONE,

@@ -245,7 +245,7 @@ def test_without_a_socket_in_the_configuration_the_default_is_asked(program: Lau
 def test_an_agent_that_never_answers_costs_the_deadline(
     program: Launcher, path: str, deleted: Path, command: str, pad_bytes: int
 ) -> None:
-    """Also while sending blocks. A DEL is not recorded: this agent may be at it right now."""
+    """Also while sending blocks. A DEL is recorded: done twice is harmless, and the agent looks."""
     hold = threading.Event()
     began_s = time.monotonic()
     agent = FakeAgent(before_reply=lambda _client: hold.wait(10) and False)
@@ -255,9 +255,27 @@ def test_an_agent_that_never_answers_costs_the_deadline(
         hold.set()
 
     assert QUICK_DEADLINE_S <= time.monotonic() - began_s < QUICK_DEADLINE_S + 2
+    records = [split_request(record.read_bytes()) for record in deleted.iterdir()]
+    if command == "DEL":
+        assert (outcome.status, outcome.stdout) == (0, b"")
+        assert records == [(environment, conf(path, pad="x" * pad_bytes))]
+        return
     assert_is_one_error(outcome)
     assert outcome.code == (Code.NOT_AVAILABLE if command == "STATUS" else Code.TRY_AGAIN_LATER)
-    assert list(deleted.iterdir()) == []
+    assert records == []
+
+
+def test_a_late_agent_without_a_place_for_records_costs_an_error(
+    program: Launcher, path: str
+) -> None:
+    """Nobody has promised to replay it, so the runtime must repeat it."""
+    hold = threading.Event()
+    with FakeAgent(before_reply=lambda _client: hold.wait(10) and False).at(path):
+        outcome = execute(program.quick, DELETION, conf(path))
+        hold.set()
+
+    assert_is_one_error(outcome)
+    assert outcome.code == Code.TRY_AGAIN_LATER
 
 
 def test_a_full_backlog_costs_the_deadline(program: Launcher, path: str) -> None:
