@@ -96,13 +96,18 @@ def judge(
     return Memory(absent, marked_s), gone
 
 
-def after_our_write(memory: Memory, block: Block) -> Memory:
-    """The memory after we have written a block: what we did is no sign of its node's life."""
+def after_our_write(memory: Memory, block: Block, now_s: float) -> Memory:
+    """The memory after we have marked a block: what we did is no sign of its node's life, and it is
+    marked from now on, not from the next look."""
     seen = memory.absent.get(block.node)
     if seen is None:
         return memory
     known = replace(seen, signs=seen.signs | {version_of(block)})
-    return replace(memory, absent={**memory.absent, block.node: known})
+    return replace(
+        memory,
+        absent={**memory.absent, block.node: known},
+        marked_s={**memory.marked_s, version_of(block): now_s},
+    )
 
 
 def seen_alive(memory: Memory, node: str) -> Memory:

@@ -152,7 +152,7 @@ class BlockCollector:
             )
         except BlockConflict:
             return
-        self._memory = after_our_write(self._memory, marked)
+        self._memory = after_our_write(self._memory, marked, self._clock())
         log.warning("block_of_gone_node_marked", block=str(block.cidr), node=block.node)
         events.append(
             EventNote(
