@@ -5,6 +5,7 @@
 #   make chaos    the fault matrix: break it on purpose, with numbers; ROWS=R1,L (root)
 #   make soak     20,000 ADD/DEL and 200 killed agents: what grows; SOAK_ARGS=... (root)
 #   make fuzz     everything that reads what others wrote, under atheris; see docs/fuzzing.md
+#   make hunt     the property tests with fresh seeds and 3,000 cases each, counted
 #   make bench-cni  ours beside ptp + host-local, in one run (root)
 #   make interop  our sessions beside real BIRD, FRR, GoBGP and OpenBGPD; writes docs/interop.md (root)
 #   make bench-bgp  UPDATE to kernel, ours beside BIRD, FRR and GoBGP, in one run (root)
@@ -74,6 +75,11 @@ fuzz: setup-dev
 	@$(VENV)/bin/python -c 'import atheris' 2>/dev/null || \
 	    $(VENV)/bin/pip install -q --disable-pip-version-check --editable '.[fuzz]'
 	nice -n 19 $(VENV)/bin/python -m tests.fuzz --cases $(FUZZ_CASES) $(FUZZ_ARGS)
+
+.PHONY: hunt
+# HUNT_ARGS='tests/property/test_bgp_codec.py --document docs/fuzzing.md'
+hunt: setup-dev
+	nice -n 19 $(VENV)/bin/python -m tests.fuzz.hunt $(HUNT_ARGS)
 
 # ---- documentation -------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from typing import Any
 from routing.datastore.kinds import configuration, peer
 from routing.datastore.resources import API_VERSION, from_document
 from routing.datastore.snapshot import InvalidResource
+from routing.printable import printable
 
 API_VERSIONS = ("projectcalico.org/v3", "crd.projectcalico.org/v1")
 KINDS = ("IPPool", "BGPPeer", "BGPFilter", "BGPConfiguration")
@@ -87,7 +88,9 @@ class Lost:
     def __str__(self) -> str:
         head = f"{self.kind} {self.name!r}"
         what = f"{self.field} = {self.value!r}: {self.why}" if self.field else self.why
-        return f"{head}: not taken over: {what}" if self.is_whole else f"{head}: left out {what}"
+        how = "not taken over:" if self.is_whole else "left out"
+        # It becomes a comment above YAML that is applied: a line break would end the comment.
+        return printable(f"{head}: {how} {what}")
 
 
 @dataclass(frozen=True, slots=True)

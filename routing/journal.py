@@ -200,7 +200,7 @@ def _parsed(line: bytes) -> Entry | None:
     try:
         entry = json.loads(line)
         return entry if isinstance(entry, dict) and float(entry["at"]) else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -122,12 +122,18 @@ def table_of(targets: list[Target], results: dict[str, dict[str, Any]]) -> str:
 
 
 def put_into(path: Path, table: str) -> None:
-    """Replaces what stands between the two marks."""
+    """Replaces what stands between the campaign's two marks."""
+    put_into_between((BEGIN, END), path, table)
+
+
+def put_into_between(marks: tuple[str, str], path: Path, table: str) -> None:
+    """Replaces what stands between two marks of a page."""
+    begin, end = marks
     text = path.read_text()
-    between = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    between = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     if not between.search(text):
         raise SystemExit(f"{path} has no place for the table")
-    path.write_text(between.sub(lambda _: f"{BEGIN}\n{table}\n{END}", text))
+    path.write_text(between.sub(lambda _: f"{begin}\n{table}\n{end}", text))
 
 
 if __name__ == "__main__":

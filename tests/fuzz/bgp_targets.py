@@ -240,10 +240,22 @@ def _in_words(decoder: UpdateDecoder, raw: bytes, is_ebgp: bool) -> list[str]:
 _DECODERS: dict[str, UpdateDecoder] = {}
 
 
+USUAL = {
+    1: (0x40, b"\0"), 2: (0x40, b"\2\1\0\0\xfc\0"), 3: (0x40, bytes([192, 0, 2, 2])),
+    4: (0x80, bytes(4)), 5: (0x40, bytes(4)), 6: (0x40, b""), 7: (0xC0, bytes(8)),
+    8: (0xC0, bytes(8)), 9: (0x80, bytes([192, 0, 2, 9])), 10: (0x80, bytes(8)),
+    14: (0x80, b"\0\2\1\x10" + bytes.fromhex("20010db8") + bytes(11) + b"\2\0\x40" + bytes(8)),
+    15: (0x80, b"\0\2\1\x40" + bytes(8)), 32: (0xC0, bytes(24)),
+}  # fmt: skip
+"""Flags and a value as they should be."""
+
+
 def update_fields(data: bytes) -> bool:
     """An UPDATE put together of attributes that are mostly right: past every length."""
     draw = Draw(data)
     attributes = b""
+    if draw.below(2):
+        attributes = wire.path_attributes(64512)
     for _ in range(draw.below(9)):
         kind = draw.choice((1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18, 32, 35, 99))
         sound = draw.choice(
@@ -254,8 +266,11 @@ def update_fields(data: bytes) -> bool:
                 b"\0\1\1\x10" + bytes(15) + b"\2\0\x18\x0a\0\0", b"\0\2\1\x40" + bytes(8),
             )
         )  # fmt: skip
-        value = draw.raw() if draw.below(4) == 3 else sound
         flags = draw.choice((0x40, 0x80, 0xC0, 0x00, 0xE0, 0x50))
+        how = draw.below(8)
+        if how < 6:
+            flags, sound = USUAL.get(kind, (flags, sound))
+        value = draw.raw() if how == 7 else sound
         head = bytes([flags, kind])
         if flags & 0x10:
             attributes += head + len(value).to_bytes(2, "big") + value
@@ -281,11 +296,12 @@ def update_seeds() -> Iterator[bytes]:
 
 def field_seeds() -> Iterator[bytes]:
     """The three mandatory attributes, and one more of each."""
-    good = bytes([0, 0, 0, 0, 1, 1, 0, 0, 2, 2, 0, 0])
-    yield bytes([3]) + good + bytes([1, 0])
+    good = bytes([0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0])
+    yield bytes([0, 3]) + good + bytes([1, 0])
     for kind in range(18):
-        for value in (3, 4, 5, 7, 8, 10):
-            yield bytes([4]) + good + bytes([kind, value, 0, 2, 1, 1])
+        for how in (0, 6, 7):
+            for value in (3, 4, 7, 10):
+                yield bytes([0, 4]) + good + bytes([kind, value, kind % 6, how, 1, 1])
 
 
 def conf_file(data: bytes) -> bool:

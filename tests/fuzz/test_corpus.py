@@ -11,7 +11,14 @@ import structlog
 from cni import spec
 from routing import telemetry
 from routing.datastore import resources
-from tests.fuzz import bgp_targets, cni_targets, corpus, injection_target
+from tests.fuzz import (
+    bgp_targets,
+    cluster_targets,
+    cni_targets,
+    corpus,
+    injection_target,
+    launcher_target,
+)
 from tests.fuzz.cni_targets import check_answer
 from tests.fuzz.draw import Draw
 from tests.fuzz.registry import TARGETS
@@ -35,6 +42,8 @@ def nothing_left():
     yield
     cni_targets.forget()
     bgp_targets.forget()
+    cluster_targets.forget()
+    launcher_target.forget()
 
 
 @pytest.mark.parametrize("name", TARGETS)
