@@ -17,6 +17,7 @@ READS = re.compile(
     r"|(file|stdin\.buffer|response|stat)\.read\("
 )
 COVERED = {
+    "bgp/attribute_blocks.py": "update-decoder update-fields exabgp-certain",
     "bgp/bridge.py": "bridge",
     "bgp/conf_file.py": "conf-file",
     "bgp/exabgp_api.py": "exabgp-line exabgp-event conversation",
