@@ -14,7 +14,7 @@ columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import ip_address
 from typing import cast
 
@@ -89,6 +89,13 @@ class _Batch:
         else:
             self.routes.update(dict.fromkeys(nlris, judged))
 
+    def announce_each(self, nlris: list[Nlri], judged: Sequence[Judged | None]) -> bool:
+        """Each by its own, if all of them can be; whether so."""
+        if not judged or set(map(type, judged)) != {PathAttributes}:
+            return False
+        self.routes.update(zip(nlris, cast(Sequence[PathAttributes], judged), strict=True))
+        return True
+
     def taken(self, peer: Address) -> RouteBatch | None:
         """What is there, as an event; it begins anew."""
         if not self.routes and not self.rejected:
@@ -96,6 +103,17 @@ class _Batch:
         event = RouteBatch(peer, self.routes, tuple(self.rejected))
         self.routes, self.rejected = {}, []
         return event
+
+
+def _end_of_alike(raw: bytes, offset: int, step: int, places: Iterable[int]) -> int:
+    """Where as many UPDATEs in a row end as are of this size and have the same octets in these
+    places, the first of which are its size; ``offset`` when they are few."""
+    count = min((len(raw) - offset) // step, RUN_MOST)
+    # Where an UPDATE ends as it says, the next begins: all that are of one size do.
+    for place in places:
+        column = raw[offset + place : offset + count * step : step]
+        count = len(column) - len(column.lstrip(column[:1]))
+    return offset + count * step if count >= MANY else offset
 
 
 class UpdateDecoder:
@@ -201,17 +219,17 @@ class UpdateDecoder:
             return offset
         step = (raw[offset] << 8 | raw[offset + 1]) - 17
         stop = 6 + (raw[offset + 4] << 8 | raw[offset + 5])
-        if stop + 5 != step:
+        if step * MANY > len(raw) - offset or raw[offset + 2] or raw[offset + 3]:
             return offset
-        count = min((len(raw) - offset) // step, RUN_MOST)
-        # Where an UPDATE ends as it says, the next begins: all that are of one size do. Octets that
-        # are the same in all: the sizes, no withdrawals, the length of the prefix.
-        for place in (0, 1, 2, 3, 4, 5, stop):
-            column = raw[offset + place : offset + count * step : step]
-            count = len(column) - len(column.lstrip(column[:1]))
-        end = offset + count * step
-        if count < MANY or raw[offset + 2] or raw[offset + 3]:
-            return offset
+        if stop + 5 == step:
+            return self._run_v4(peer, raw, offset, step, is_ebgp, batch)
+        return self._run_v6(peer, raw, offset, step, is_ebgp, batch) if stop == step else offset
+
+    def _run_v4(
+        self, peer: Address, raw: bytes, offset: int, step: int, is_ebgp: bool, batch: _Batch
+    ) -> int:
+        stop = step - 5
+        end = _end_of_alike(raw, offset, step, (0, 1, 2, 3, 4, 5, stop))
         length = raw[offset + stop]
         if not 25 <= length <= 32 or has_host_bits(raw[offset + step - 1 : end : step], length):
             return offset
@@ -223,11 +241,43 @@ class UpdateDecoder:
                 plain.get(each) or self._new_plain(peer, each, is_ebgp) if known is None else known
                 for each, known in zip(blocks, judged, strict=True)
             ]
-        if set(map(type, judged)) != {PathAttributes}:
-            return offset
         nlris = [raw[at : at + 5] for at in range(offset + stop, end, step)]
-        batch.routes.update(zip(nlris, cast(list[PathAttributes], judged), strict=True))
-        return end
+        return end if batch.announce_each(nlris, judged) else offset
+
+    def _run_v6(
+        self, peer: Address, raw: bytes, offset: int, step: int, is_ebgp: bool, batch: _Batch
+    ) -> int:
+        place = 6 + self._reach_at.get((peer, is_ebgp), step)
+        if place + 9 > step or raw[offset + place + 1] != MP_REACH:
+            return offset
+        if raw[offset + place] & EXTENDED_LENGTH:
+            start, size = place + 4, raw[offset + place + 2] << 8 | raw[offset + place + 3]
+        else:
+            start, size = place + 3, raw[offset + place + 2]
+        stop = start + size
+        if stop > step or stop < start + 5:
+            return offset
+        nlri_at = start + 5 + raw[offset + start + 3]
+        if nlri_at + 17 != stop:
+            return offset
+        fixed = (0, 1, 2, 3, 4, 5, place, place + 1, place + 2, place + 3, start + 3, nlri_at)
+        end = _end_of_alike(raw, offset, step, fixed)
+        length = raw[offset + nlri_at]
+        if not 121 <= length <= 128 or has_host_bits(raw[offset + stop - 1 : end : step], length):
+            return offset
+        keys = [
+            (raw[at + 6 : at + place], raw[at + start : at + nlri_at], raw[at + stop : at + step])
+            for at in range(offset, end, step)
+        ]
+        known = self._reach[peer, is_ebgp]
+        judged = list(map(known.get, keys))
+        if None in judged:
+            judged = [
+                known.get(key) or self._new_reach(peer, key, is_ebgp) if each is None else each
+                for key, each in zip(keys, judged, strict=True)
+            ]
+        nlris = [raw[at : at + 17] for at in range(offset + nlri_at, end, step)]
+        return end if batch.announce_each(nlris, judged) else offset
 
     def _new_plain(self, peer: Address, block: bytes, is_ebgp: bool) -> Judged | None:
         """What routes with attributes that are met for the first time become; None where it takes
@@ -238,6 +288,19 @@ class UpdateDecoder:
         judged = self._judged(peer, quick[0], quick[1], Family.IPV4)
         self._remember()
         self._plain[peer, is_ebgp][block] = judged
+        return judged
+
+    def _new_reach(
+        self, peer: Address, key: tuple[bytes, bytes, bytes], is_ebgp: bool
+    ) -> Judged | None:
+        """The same of attributes around an MP_REACH_NLRI."""
+        before, head, after = key
+        quick = common_attributes((before, after), is_ebgp) if head[:3] == _IPV6 else None
+        if quick is None:
+            return None
+        judged = self._judged(peer, quick[0], head[4:-1], Family.IPV6)
+        self._remember()
+        self._reach[peer, is_ebgp][key] = judged
         return judged
 
     def _one_v6(self, peer: Address, block: bytes, is_ebgp: bool, batch: _Batch) -> bool:
@@ -272,15 +335,10 @@ class UpdateDecoder:
         # A guess: what is before it is compared as a whole with what was found to be whole
         # attributes, so that a wrong one finds nothing.
         head = block[start:nlris_at]
-        before, after = block[:at], block[stop:]
-        judged = self._reach[peer, is_ebgp].get((before, head, after))
+        key = block[:at], head, block[stop:]
+        judged = self._reach[peer, is_ebgp].get(key) or self._new_reach(peer, key, is_ebgp)
         if judged is None:
-            quick = common_attributes((before, after), is_ebgp) if head[:3] == _IPV6 else None
-            if quick is None:
-                return False
-            judged = self._judged(peer, quick[0], head[4:-1], Family.IPV6)
-            self._remember()
-            self._reach[peer, is_ebgp][before, head, after] = judged
+            return False
         length = block[nlris_at] if nlris_at < stop else 0
         if (
             stop - nlris_at == 17

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bgp.attribute_blocks import attributes_in, common_attributes, words_of
 from bgp.exabgp_commands import ProtocolError
 from bgp.judgement import judge_attributes
-from bgp.paths import EndOfRib, Family, Origin, Path, Rejection, Update
+from bgp.paths import EndOfRib, Family, Origin, Path, Rejection, RouteBatch, Update
 from bgp.update_decoder import MANY, UpdateDecoder
 from tests.fakes.bgp_wire import (
     END_OF_RIB,
@@ -257,8 +257,25 @@ def of_one(number: int, asn: int, length: int = 26) -> bytes:
     return update(prefix, path_attributes(64512, asn))
 
 
+def of_one_v6(number: int, asn: int, length: int = 122, *, is_last: bool = True) -> bytes:
+    """The same for IPv6, with its MP_REACH_NLRI behind the other attributes or before them."""
+    prefix = bytes([length, 0xFD, *bytes(12), number >> 10 & 255, number >> 2 & 255])
+    new = reach(GLOBAL.packed, prefix + bytes([(number & 3) << 6]))
+    others = path_attributes(64512, asn, next_hop=None)
+    return update(attributes=others + new if is_last else new + others)
+
+
 runs = st.lists(
     st.one_of(
+        st.builds(
+            lambda first, count, asn, is_last: [
+                of_one_v6(n, asn + n % 3, is_last=is_last) for n in range(first, first + count)
+            ],
+            st.integers(0, 2000),
+            st.integers(1, 40),
+            st.integers(65001, 65009),
+            st.booleans(),
+        ),
         st.builds(
             lambda first, count, asn: [of_one(n, asn + n % 3) for n in range(first, first + count)],
             st.integers(0, 2000),
@@ -271,6 +288,9 @@ runs = st.lists(
                 [of_one(3, 65001, 32)],
                 [update(nlri("10.0.0.0/8"), path_attributes(64512, 65001))],
                 [update(withdrawn=nlri("10.0.0.0/26"))] * 9,
+                [update(attributes=unreach(nlri("fd00::/122")))] * 9,
+                [of_one_v6(5, 65001, 121)] * 9,
+                [of_one_v6(5, 65001, 121, is_last=False)],
                 [update(nlri("10.0.0.0/26"), path_attributes(64512, 65001, next_hop=None))] * 9,
                 [update(nlri("10.0.0.64/26"), withdrawn=nlri("10.0.0.0/26"))] * 9,
                 [update()],
@@ -281,13 +301,19 @@ runs = st.lists(
 ).map(lambda each: [body for run in each for body in run])
 
 
-@given(runs, st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=2))
-def test_by_columns_is_as_one_by_one(bodies: list[bytes], flips):
-    """Runs of UPDATEs of one size, also with an octet among them that is another."""
+@given(
+    runs,
+    st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=2),
+    st.integers(0) | st.none(),
+)
+def test_by_columns_is_as_one_by_one(bodies: list[bytes], flips, cut: int | None):
+    """Runs of UPDATEs of one size, also with an octet among them that is another, or cut short."""
     stream = bytearray(framed(*bodies))
     for place, octet in flips:
         if stream:
             stream[place % len(stream)] = octet
+    if cut is not None and stream:
+        del stream[cut % len(stream) :]
     found = []
     for least in (MANY, 10**9):
         with pytest.MonkeyPatch.context() as patch:
@@ -304,8 +330,9 @@ def test_by_columns_is_as_one_by_one(bodies: list[bytes], flips):
     assert found[0] == found[1]
 
 
-def test_a_run_is_read_by_columns(monkeypatch):
-    """The control of the test above."""
+@pytest.mark.parametrize("of", [of_one, of_one_v6])
+def test_a_run_is_read_by_columns(monkeypatch, of):
+    """The control of the test above; where the MP_REACH_NLRI is was seen in the first UPDATE."""
     ends = []
     original = UpdateDecoder._run
 
@@ -313,7 +340,11 @@ def test_a_run_is_read_by_columns(monkeypatch):
         ends.append(original(self, peer, raw, offset, is_ebgp, batch))
         return ends[-1]
 
+    decoder = UpdateDecoder()
+    list(decoder.decode(PEER, framed(of(9, 65009)), is_ebgp=True))
     monkeypatch.setattr(UpdateDecoder, "_run", noted)
-    stream = framed(*[of_one(number, 65001 + number % 3) for number in range(MANY)])
-    list(UpdateDecoder().decode(PEER, stream, is_ebgp=True))
+    stream = framed(*[of(number, 65001 + number % 3) for number in range(MANY)])
+    (event,) = decoder.decode(PEER, stream, is_ebgp=True)
     assert ends == [len(stream)]
+    assert isinstance(event, RouteBatch)
+    assert len(event.routes) == MANY
