@@ -8,6 +8,7 @@ said of the tables as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import Enum
 from heapq import nsmallest
 
 from bgp.adj_rib import Offers
@@ -15,6 +16,7 @@ from bgp.nlri import Nlri, prefix_of
 from bgp.paths import Path, PathAttributes
 from routing.classes import PrefixClass, PrefixClasses
 from routing.datastore.snapshot import LimitAction
+from routing.import_policy import WARN_PERCENT
 from routing.routes import Address
 from routing.topology import SessionIntent
 
@@ -33,6 +35,35 @@ def most_of(
         and session.limit_action is not LimitAction.WARN
         and received.get(peer, 0) > session.max_prefixes
     }
+
+
+class Standing(Enum):
+    """How a peer stands to its limit."""
+
+    NEAR = "near"
+    WARNED = "warned"
+    """Beyond it, and only told so."""
+    HELD = "held"
+    """Beyond it, and what is beyond is not used, or nothing is."""
+
+
+def standing(
+    received: Mapping[Address, int], sessions: Mapping[Address, SessionIntent]
+) -> dict[Address, Standing]:
+    """Of the peers that a limit concerns. While nobody's changes, and nobody who is held sends
+    other prefixes, a change of some prefixes is a matter of these alone."""
+    found = {}
+    for peer, session in sessions.items():
+        limit, count = session.max_prefixes, received.get(peer, 0)
+        if limit is None or count * 100 < limit * WARN_PERCENT:
+            continue
+        if count <= limit:
+            found[peer] = Standing.NEAR
+        elif session.limit_action is LimitAction.WARN:
+            found[peer] = Standing.WARNED
+        else:
+            found[peer] = Standing.HELD
+    return found
 
 
 def beyond(

@@ -26,13 +26,12 @@ from bgp.paths import Path, PathAttributes
 from routing.classes import PrefixClass, PrefixClasses
 from routing.import_policy import (
     MAX_PREFIX,
-    WARN_PERCENT,
     RejectedPath,
     limit_detail,
     within_limits,
 )
 from routing.learning import Learned, Learner, Rules
-from routing.limits import Beyond, beyond, most_of
+from routing.limits import Beyond, Standing, beyond, most_of, standing
 from routing.ownership import OwnershipConflict
 from routing.route_table import Hops, hops_of
 from routing.routes import Address, Prefix
@@ -154,7 +153,7 @@ class Remote:
             left[outcome] = turn, outcome.sample
         if not left or self.decisions is None:
             return {}
-        answers = [self.decisions.some(each, {}) for each in asked]
+        answers = [self.decisions.some(each, None) for each in asked]
         moves: dict[int, tuple[Hops, set[Hops | None]]] = {}
         for outcome in outcomes:
             hops = new = outcome.hops
@@ -203,7 +202,12 @@ class Decisions:
         self._far_numbers: dict[int, list[int]] = {32: [], 128: []}
         """The same as numbers in order, by their bits."""
         self._is_entangled = True
-        """Whether prefixes have a say in each other, as of the last ``all``."""
+        """Whether a learned route carries another's next hop, as of the last ``all``."""
+        self._standing: Mapping[Address, Standing] = {}
+        """Whom a limit concerns, as of the last ``all``."""
+        self._most: Mapping[Address, int] = {}
+        """How many paths are used of those whom a limit holds, and how many they sent."""
+        self._sent: Mapping[Address, int] = {}
 
     @property
     def learner(self) -> Learner:
@@ -238,7 +242,9 @@ class Decisions:
             for bits in (32, 128)
         }
         far = self._far(offers)
-        self._is_entangled = bool(far or most)
+        self._is_entangled = bool(far)
+        self._standing = standing(received, self.rules.sessions)
+        self._most, self._sent = most, {peer: received[peer] for peer in most}
         outcomes = self._of_kinds(
             {nlri: said for nlri, said in offers.items() if nlri not in far} if far else offers
         )
@@ -249,14 +255,24 @@ class Decisions:
         return Decided(outcomes, limits.to_close, limits.problems)
 
     def some(
-        self, offers: Offers, received: Mapping[Address, int]
+        self,
+        offers: Offers,
+        received: Mapping[Address, int] | None,
+        before: Mapping[Nlri, Outcome] | None = None,
     ) -> dict[Nlri, Outcome | None] | None:
         """What becomes of a few, as ``all`` was asked before; None when it takes ``all`` to tell.
 
         Args:
-            received: how many prefixes each peer sends in all.
+            received: how many prefixes each peer sends in all; None: it is asked what would be, and
+                where a limit holds somebody that is not known.
+            before: what has become of all; asked for where a limit holds somebody.
         """
-        if self._is_entangled or self._nears_a_limit(received):
+        if self._is_entangled or (self._most and before is None):
+            return None
+        if received is None:
+            if self._most:
+                return None
+        elif standing(received, self.rules.sessions) != self._standing:
             return None
         far = self._far_hops
         kinds = set(offers.values())
@@ -266,10 +282,44 @@ class Decisions:
                     return None
         if far and any(self._carries(nlri) for nlri in offers):
             return None
+        if self._most and before is not None and received is not None:
+            return self._some_beside_limits(offers, received, before)
         if all(kinds):
             return {**self._of_kinds(offers)}
         found: dict[Nlri, Outcome | None] = dict.fromkeys(offers)
         found.update(self._of_kinds({nlri: said for nlri, said in offers.items() if said}))
+        return found
+
+    def _some_beside_limits(
+        self, offers: Offers, received: Mapping[Address, int], before: Mapping[Nlri, Outcome]
+    ) -> dict[Nlri, Outcome | None] | None:
+        """The same while a limit holds somebody. Which of his paths are used is a matter of his
+        prefixes and of what the policy has against them; while these are the same, so is that."""
+        if any(received.get(peer, 0) != sent for peer, sent in self._sent.items()):
+            return None
+        taken: dict[Nlri, frozenset[Address]] = {}
+        for nlri, said in offers.items():
+            was = before.get(nlri)
+            now = {each.peer: each for each in said if each.peer in self._most}
+            then = {} if was is None else {e.peer: e for e in was.said if e.peer in self._most}
+            if now.keys() != then.keys():
+                return None
+            prefix = prefix_of(nlri)
+            for peer, attributes in now.items():
+                old = then[peer]
+                if attributes is not old and self.learner.accepts(
+                    attributes.path(prefix)
+                ) != self.learner.accepts(old.path(prefix)):
+                    return None
+            refused = () if was is None else was.rejected
+            gone = frozenset(each.peer for each, why, _ in refused if why == MAX_PREFIX)
+            if gone:
+                taken[nlri] = gone
+        left = {**offers, **_without(offers, taken)}
+        found: dict[Nlri, Outcome | None] = dict.fromkeys(offers)
+        rest = self._of_kinds({nlri: left[nlri] for nlri, said in offers.items() if said})
+        found.update(rest)
+        found.update(self._limited(taken, offers, rest, received))
         return found
 
     def sentences(self, nlri: Nlri, outcome: Outcome) -> tuple[RejectedPath, ...]:
@@ -327,13 +377,6 @@ class Decisions:
                 )
             found[nlri] = outcome
         return found
-
-    def _nears_a_limit(self, received: Mapping[Address, int]) -> bool:
-        return any(
-            session.max_prefixes is not None
-            and received.get(peer, 0) * 100 >= session.max_prefixes * WARN_PERCENT
-            for peer, session in self.rules.sessions.items()
-        )
 
     def _known_far(self, offers: Offers) -> frozenset[Address]:
         return frozenset(

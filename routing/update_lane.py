@@ -5,7 +5,8 @@ A whole pass computes every table from everything; an UPDATE of one prefix need 
 of their routes, when nothing else can depend on them:
 
 * nothing but paths has changed since the last pass (the caller sees to that);
-* no next hop is reached through a learned route, and no session is near its limit on prefixes;
+* no next hop is reached through a learned route;
+* nobody's standing to a limit on prefixes changes, and whom a limit holds sends what it sent;
 * no block has a second claimant, which concerns more than its prefix.
 
 Otherwise it declines, and there is a whole pass. One comes every resync in any case: it is the
@@ -52,7 +53,7 @@ def relearn(last: Desired, changed: Offers, received: Mapping[Address, int]) -> 
         nlri_of(conflict.prefix) for conflict in last.conflicts
     ):
         return None
-    outcomes = last.remote.decisions.some(changed, received)
+    outcomes = last.remote.decisions.some(changed, received, last.remote.outcomes)
     if outcomes is None:
         return None
     if any(each is not None and each.conflicts for each in set(outcomes.values())):

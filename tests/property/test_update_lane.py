@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bgp.adj_rib import AdjRibIn, offers_of
 from bgp.paths import Path, Update
 from cni.ipam.block import Block, BlockState
-from routing.datastore.snapshot import BGPPeerResource, Meta
+from routing.datastore.snapshot import BGPPeerResource, LimitAction, Meta
 from routing.desired import Desired, desired
 from routing.update_lane import merge, relearn
 from tests.unit.test_desired import TOR, TOR2, inputs, path, snapshot
@@ -86,9 +86,70 @@ def test_the_short_way_comes_to_the_same_tables(rounds):
         assert last.conflicts == truth.conflicts
 
 
+@settings(max_examples=150)
+@given(st.lists(said, min_size=4, max_size=8), st.lists(updates, min_size=1, max_size=5))
+def test_the_short_way_comes_to_the_same_tables_beside_a_limit(first, rounds):
+    """A router beyond its limit, with attributes of each kind; it and another go on changing."""
+    limited = BGPPeerResource(
+        Meta("tor"), TOR, 64512, max_prefixes=2, limit_action=LimitAction.STOP_INSTALLING
+    )
+    other = BGPPeerResource(Meta("tor2"), TOR2, 64512, max_prefixes=4)
+    rib = AdjRibIn()
+    base = inputs(snapshot=replace(SNAPSHOT, peers=(limited, other)))
+    for each in first:
+        rib.apply(Update(each.peer, (each,)))
+
+    def whole() -> Desired:
+        return desired(replace(base, offers=rib.offers()))
+
+    rib.take_changes()
+    last = whole()
+    for batch in rounds:
+        for update in batch:
+            rib.apply(update)
+            changed = rib.take_changes()
+            assert changed is not None
+            is_held = rib.counts().get(TOR, 0) > 2
+            news = relearn(last, changed, rib.counts())
+            truth = whole()
+            if news is None:
+                last = truth
+            else:
+                BESIDE["held" if is_held else "free"] += 1
+                merge(last, news)
+            assert last.routes == truth.routes
+            assert last.best == truth.best
+            assert by_key(last.rejected) == by_key(truth.rejected)
+
+
+BESIDE = {"held": 0, "free": 0}
+
+
 def test_the_short_way_was_taken_often():
-    """Else the test above has compared nothing."""
+    """Else the tests above have compared nothing."""
     assert TAKEN["short"] > 100, TAKEN
+    assert BESIDE["held"] > 50, BESIDE
+
+
+def test_beside_a_limit_only_what_changes_who_is_used_is_declined():
+    """Attributes of one beyond it, and all that another says, are not; one prefix more is."""
+    limited = BGPPeerResource(
+        Meta("tor"), TOR, 64512, max_prefixes=2, limit_action=LimitAction.STOP_INSTALLING
+    )
+    other = BGPPeerResource(Meta("tor2"), TOR2, 64512)
+    many = [path(f"10.244.{number}.0/26") for number in range(2, 7)]
+    last = desired(inputs(snapshot=snapshot(peers=(limited, other)), paths=many))
+    assert len(last.rejected) == 3
+    sent = {TOR: 5, TOR2: 1}
+    theirs = path("10.244.6.0/26", peer=TOR2, next_hop="172.30.1.0")
+    news = relearn(last, offers_of([many[4], theirs]), sent)
+    assert news is not None
+    merge(last, news)
+    assert {each.next_hop for each in last.best[theirs.prefix]} == {theirs.next_hop}
+    assert len(last.rejected) == 3, "what is beyond stays beyond"
+    assert relearn(last, offers_of([replace(many[0], med=7)]), sent) is not None
+    assert relearn(last, offers_of([path("10.244.9.0/26")]), {TOR: 6}) is None
+    assert relearn(last, offers_of([replace(many[4], as_path=(64512, 64601))]), sent) is None
 
 
 def test_what_may_change_other_prefixes_is_declined():
