@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import time
 from ipaddress import ip_network
 from pathlib import Path
@@ -11,8 +12,10 @@ from pathlib import Path
 from lab import build, namespaces
 from lab.chaos.rows import Row, Stage, Verdict
 from lab.chaos.world import World
+from lab.plan import LabFailure
 
 ROUNDS = 20
+NOBODY = "198.51.100.9"
 LINES_MAX = 140
 """A hundred routes one by one, a line a second more, and a sum now and then."""
 
@@ -41,6 +44,29 @@ def replaced(world: World, verdict: Verdict) -> None:
     verdict.note(f"named after {told_s:.2f} s; ours again {back_s:.2f} s after it was gone")
     verdict.must(bool(held), "a foreign route was removed: what is not ours is not touched")
     verdict.must(back_s <= 2.0, f"back only after {back_s:.2f} s")
+
+
+def replaced_and_taken_back(world: World, verdict: Verdict) -> None:
+    """What the matrix owes: ours again while the other program's route is still there."""
+    routes = world.own_routes("node1")
+    target = _a_learned_prefix(world)
+    foreign = ["blackhole", target, "metric", "1032", "proto", "99"]
+    world.run("node1", "ip", "route", "replace", *foreign)
+    try:
+        taken_s = world.wait(lambda: world.own_routes("node1") == routes, f"{target} again", 10.0)
+        verdict.note(f"ours again after {taken_s:.1f} s")
+        verdict.must(taken_s <= 2.0, f"ours again only after {taken_s:.1f} s")
+    except LabFailure:
+        verdict.note("not restored in 10 s while the other route is there")
+        verdict.must(
+            False,
+            "not met: `ip route replace` has taken our route away and holds its key, and what is "
+            "not ours is never touched (K2a, K2b: it is named at once, and ours is back 2 s after "
+            "it went)",
+        )
+    finally:
+        world.run("node1", "ip", "route", "del", *foreign)
+        world.settled()
 
 
 def replaced_told(world: World, verdict: Verdict) -> None:
@@ -189,11 +215,12 @@ def foreign_untouched(world: World, verdict: Verdict) -> None:
     world.run("node1", "nft", "add", "table", "inet", "somebody")
 
     def theirs() -> dict[str, str]:
+        hops = world.run("node1", "ip", "nexthop", "show").splitlines()
         return {
             "routes": "\n".join(sorted(world.other_routes("node1"))),
             "table 300": world.run("node1", "ip", "route", "show", "table", "300"),
             "rules": world.run("node1", "ip", "rule") + world.run("node1", "ip", "-6", "rule"),
-            "nexthops": world.run("node1", "ip", "nexthop", "show", "id", "7777"),
+            "nexthops": "\n".join(hop for hop in hops if hop.startswith("id 7777 ")),
             "nftables": world.run("node1", "nft", "list", "table", "inet", "somebody"),
         }
 
@@ -210,6 +237,10 @@ def foreign_untouched(world: World, verdict: Verdict) -> None:
     for command in commands[:-1]:
         world.run("node1", "ip", *command.replace(" add ", " del ").split())
     world.run("node1", "ip", "nexthop", "del", "id", "7777")
+    world.run("node1", "nft", "add", "chain", "inet", "somebody", "changed")
+    changed = theirs()
+    blind = [what for what, text in before.items() if changed[what] == text]
+    verdict.must(not blind, f"control: {blind} are the same although they were changed")
     world.run("node1", "nft", "delete", "table", "inet", "somebody")
     verdict.note(f"{', '.join(before)} of others the same, byte by byte")
 
@@ -225,8 +256,10 @@ def no_default_route(world: World, verdict: Verdict) -> None:
         )
         ok = world.reaches(near.name, world.address_of(far))
         first = _round_trip_ms(world, near.name, world.address_of(far))
+        unrouted = world.reaches(near.name, NOBODY)
     world.settled()
     verdict.note(f"pod to pod on another node without any default route, {first} ms")
+    verdict.must(not unrouted, f"control: {NOBODY}, which nothing leads to, answers")
     verdict.must(ok, "pods do not reach each other without a default route on the node")
 
 
@@ -246,16 +279,33 @@ def no_loop(world: World, verdict: Verdict) -> None:
         "table inet chaos { chain out { type filter hook postrouting priority 400; "
         f'oifname "uplink0" ip daddr {free} counter\n}}\n}}\n'
     )
-    world.run("node1", "nft", rules)
+
+    def sent_back() -> int:
+        """Of 20 probes; more when a packet goes round and round."""
+        world.run("node1", "nft", rules)
+        try:
+            world.run("client", "ping", "-n", "-c", "20", "-i", "0.01", "-W", "1", free, ok=(0, 1))
+            shown = world.run("node1", "nft", "list", "table", "inet", "chaos")
+        finally:
+            world.run("node1", "nft", "delete", "table", "inet", "chaos")
+        counted = re.search(r"counter packets (\d+)", shown)
+        return int(counted[1]) if counted else -1
+
+    looped = sent_back()
+    # Control: without the block's route, and nobody to put it back, they loop.
+    world.send("agent-node1", signal.SIGSTOP)
     try:
-        world.run("client", "ping", "-n", "-c", "20", "-i", "0.01", "-W", "1", free, ok=(0, 1))
-        shown = world.run("node1", "nft", "list", "table", "inet", "chaos")
+        world.run("node1", "ip", "route", "del", "blackhole", block, "metric", "1032")
+        without = sent_back()
     finally:
-        world.run("node1", "nft", "delete", "table", "inet", "chaos")
-    counted = re.search(r"counter packets (\d+)", shown)
-    sent_back = int(counted[1]) if counted else -1
-    verdict.note(f"20 probes to {free}, {sent_back} sent back to the router")
-    verdict.must(sent_back == 0, f"{sent_back} packets went back to the router: a loop")
+        world.send("agent-node1", signal.SIGCONT)
+    world.settled()
+    verdict.note(
+        f"20 probes to {free}, {looped} sent back to the router (control: {without} without the "
+        "block's route)"
+    )
+    verdict.must(looped == 0, f"{looped} packets went back to the router: a loop")
+    verdict.must(without > 20, f"control: only {without} went back without the block's route")
 
 
 _ONE = Stage.ONE_TOR
@@ -263,7 +313,10 @@ _ONE = Stage.ONE_TOR
 ROWS = [
     Row("K1", "every route of ours deleted by hand", "all back within 2 s", _ONE, flushed,
         is_quick=True),
-    Row("K2", "`ip route replace` over one of ours by another program",
+    Row("K2", "`ip route replace` over one of ours by another program, which stays",
+        "ours restored within 2 s, an Event names the other's protocol (K2b)", _ONE,
+        replaced_and_taken_back),
+    Row("K2a", "the same; then it goes",
         "the intruder named and left alone; ours within 2 s once it is gone", _ONE, replaced,
         is_quick=True),
     Row("K2b", "the same, with the Kubernetes API as store", "an Event names its protocol",

@@ -20,6 +20,8 @@ from lab.chaos.world import World
 from lab.plan import LabFailure
 
 HOLD_S = 9.0
+SHORT_S = 3.9
+"""What is owed at a hold time of 3 s."""
 TIMERS = "hold time 9; keepalive time 3;"
 SECRETS = ("Kx2-chaos-one", "Kx2-chaos-two")
 
@@ -64,6 +66,9 @@ def silent_drop(world: World, verdict: Verdict) -> None:
     world.settled()
     verdict.note(f"withdrawn after {gone_s:.1f} s")
     verdict.must(gone_s <= HOLD_S + 0.5, f"withdrawn only after {gone_s:.1f} s")
+    verdict.must(
+        gone_s > SHORT_S, f"control of L3: withdrawn after {gone_s:.1f} s whatever the hold time"
+    )
 
 
 def silent_drop_short(world: World, verdict: Verdict) -> None:
@@ -75,7 +80,7 @@ def silent_drop_short(world: World, verdict: Verdict) -> None:
     world.birdc("tor1", "restart", "node1")
     world.settled()
     verdict.note(f"withdrawn after {gone_s:.2f} s")
-    verdict.must(gone_s <= 3.9, f"withdrawn only after {gone_s:.2f} s")
+    verdict.must(gone_s <= SHORT_S, f"withdrawn only after {gone_s:.2f} s")
 
 
 def silent_drop_either_way(world: World, verdict: Verdict) -> None:
@@ -380,6 +385,27 @@ def peers_changed(world: World, verdict: Verdict) -> None:
     verdict.must(left == others and world.session_lines("tor2") == far, "another was touched")
 
 
+def every_peer_changed(world: World, verdict: Verdict) -> None:
+    """Control: a setting of every session at every node and router changes; what L10 compares must
+    see all of them reset."""
+    before = _up_lines(world)
+    with ExitStack() as stack:
+        for node in world.nodes:
+            for tor in world.tors:
+                stack.enter_context(world.peer_edited(node, tor, {"holdTime": "12s"}))
+        world.wait(lambda: not before & _up_lines(world), "every session to be reset")
+        world.wait(lambda: len(_up_lines(world)) == len(before), "every session, anew")
+    world.settled()
+    verdict.note(f"{len(before)} sessions, all seen to be reset")
+    verdict.must(len(before) == len(world.nodes) * len(world.tors), f"{len(before)} sessions")
+
+
+def _up_lines(world: World) -> set[str]:
+    """Every Established session of a node at either router, with since when."""
+    lines = {f"{tor}: {line}" for tor in world.tors for line in world.session_lines(tor)}
+    return {line for line in lines if "Established" in line and ": node" in line}
+
+
 def _line_of(world: World, node: str) -> str:
     """The router's session with a node and since when, once it is up."""
     lines = [line for line in world.session_lines("tor1") if line.startswith(f"{node} ")]
@@ -402,7 +428,26 @@ def _peer_addresses(world: World, name: str) -> set[str]:
 
 def own_address_changes(world: World, verdict: Verdict) -> None:
     """A node of a mesh gets another address; its Node says so."""
-    old, new = "172.30.0.11", "172.30.0.111"
+    _readdressed(world, verdict)
+
+
+def own_address_changes_unheard(world: World, verdict: Verdict) -> None:
+    """Control: the same while the agent of another node is frozen: there the next hop is stale."""
+    world.send("agent-node3", signal.SIGSTOP)
+    try:
+        stale = _readdressed(world, verdict, but="node3")
+    finally:
+        world.send("agent-node3", signal.SIGCONT)
+    verdict.note(f"with its agent frozen node3 has {', '.join(sorted(stale)) or 'no next hop'}")
+    verdict.must(stale == {OLD_ADDRESS}, f"must have the old next hop, has {stale}")
+
+
+OLD_ADDRESS, NEW_ADDRESS = "172.30.0.11", "172.30.0.111"
+
+
+def _readdressed(world: World, verdict: Verdict, *, but: str = "") -> set[str]:
+    """The next hops by which ``but`` reaches node1 when every other node has the new one."""
+    old, new = OLD_ADDRESS, NEW_ADDRESS
     (block,) = [each for each in world.blocks_of("node1") if ":" not in each]
 
     def hops(node: str) -> set[str]:
@@ -417,13 +462,14 @@ def own_address_changes(world: World, verdict: Verdict) -> None:
         "apiVersion: slash32.io/v1\nkind: Node\nmetadata: {name: node1}\n"
         f"spec: {{addresses: [{new}, 'fd00:30::b']}}\n"
     )
-    others = [node for node in world.nodes if node != "node1"]
+    others = [node for node in world.nodes if node not in {"node1", but}]
     took_s = world.wait(lambda: all(hops(n) == {new} for n in others), "the new next hop")
     far = world.pod_on("node2").name
     world.wait(lambda: world.reaches(far, world.address_of(world.pod_on("node1"))), "traffic")
-    verdict.note(f"every node's next hop is the new one after {took_s:.1f} s")
+    verdict.note(f"the next hop of {', '.join(others)} is the new one after {took_s:.1f} s")
     verdict.must(before == {old}, f"the next hop was {before}")
     verdict.must(took_s <= 10.0, f"only after {took_s:.1f} s")
+    return hops(but) if but else set()
 
 
 _ONE = Stage.ONE_TOR
@@ -432,10 +478,11 @@ ROWS = [
     Row("L1", "uplink loses its carrier for 3 s", "withdrawn within 0.2 s, traffic back within "
         "5 s, all kernel routes within 2 s of the session", _ONE, carrier_loss, is_quick=True),
     Row("L2", "all packets silently dropped, hold time 9 s, graceful restart on",
-        "withdrawn within 9.5 s", _ONE, silent_drop),
+        f"withdrawn within 9.5 s, and (control of L3) not before {SHORT_S} s", _ONE, silent_drop),
     Row("L5", "one of two routers dies (ECMP)", "one next hop within 1 s, no route goes whole, "
         "0 lost where the other is used", Stage.TWO_TORS, one_of_two_routers_dies, control="R0"),
-    Row("L7", "20 % of packets lost both ways for 20 s", "the session holds", _ONE, lossy_link),
+    Row("L7", "20 % of packets lost both ways for 20 s", "the session holds", _ONE, lossy_link,
+        control="L2"),
     Row("L8", "the router expects another ASN",
         "no session; reason and condition within 10 s, in words; others untouched",
         Stage.KUBERNETES, wrong_asn),
@@ -447,12 +494,18 @@ ROWS = [
     Row("L9b", "ExaBGP frozen beyond the hold time", "withdrawn within 10.5 s, whole again after",
         _ONE, frozen_speaker),
     Row("L3", "all packets silently dropped, hold time 3 s", "withdrawn within 3.9 s", _ONE,
-        silent_drop_short),
+        silent_drop_short, control="L2"),
     Row("L4", "silently dropped right after a keepalive, graceful restart off and on",
-        "on costs 1 s at most, withdrawn within 9.5 s", _ONE, silent_drop_either_way),
+        "on costs 1 s at most, withdrawn within 9.5 s", _ONE, silent_drop_either_way,
+        control="R8"),
     Row("L10", "a peer comes, changes its address, goes; a password is set and rotated",
-        "that session alone resets", Stage.TWO_TORS, peers_changed),
+        "that session alone resets", Stage.TWO_TORS, peers_changed, control="L10a"),
+    Row("L10a", "control: a setting of every peer changes", "must show every session reset",
+        Stage.TWO_TORS, every_peer_changed),
     Row("L11", "a node's own address changes (mesh)",
         "its next hop is the new one everywhere within 10 s, and no other", Stage.MESH,
-        own_address_changes, leaves_lab=False),
+        own_address_changes, control="L11a", leaves_lab=False),
+    Row("L11a", "control: the same while another node's agent is frozen",
+        "must find the old next hop there", Stage.MESH, own_address_changes_unheard,
+        leaves_lab=False),
 ]  # fmt: skip
