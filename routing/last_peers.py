@@ -93,6 +93,21 @@ def with_last_peers(
     return replace(kept, peers_gone_at_s=since_s), LastPeers(names, left_s, why)
 
 
+def left_without_peers(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
+    """The nodes that have sessions by ``before`` and no peer by ``after``, in their order: those
+    whose agents will keep what they have. Passwords are not looked at."""
+    before, after = (
+        replace(each, peers=tuple(replace(peer, password=None) for peer in each.peers))
+        for each in (before, after)
+    )
+    return tuple(
+        node.meta.name
+        for node in after.nodes
+        if sessions_for(before, node.meta.name).sessions
+        and not sessions_for(after, node.meta.name).names
+    )
+
+
 def _is_same(found: Snapshot, before: Snapshot) -> bool:
     return before.peers_gone_at_s is None and (
         (found.peers, found.nodes, found.bgp) == (before.peers, before.nodes, before.bgp)

@@ -40,6 +40,7 @@ from routing.datastore.snapshot import (
     BlockResource,
     InvalidResource,
     IPPoolResource,
+    Meta,
     NodeResource,
     NodeStatusResource,
     Resource,
@@ -47,6 +48,8 @@ from routing.datastore.snapshot import (
 )
 
 T = TypeVar("T")
+NAMED_MAX = 3
+"""Nodes that one sentence names; the others are counted."""
 
 _HEADERS: Mapping[str, Sequence[str]] = {
     "IPPool": ("NAME", "CIDR", "BLOCKSIZE", "DISABLED", "SELECTOR"),
@@ -114,6 +117,9 @@ def get(kind: str, name: str | None, output: str, store: str) -> None:
 def delete(kind: str | None, names: tuple[str, ...], files: tuple[str, ...], store: str) -> None:
     """Delete resources by KIND and NAME, or those that files name: all of them, or none.
 
+    A node that loses its last peer by it keeps its sessions for keepLastPeersFor (10 min unless
+    BGPConfiguration says otherwise), and standard error says so.
+
     Exit codes: 0 deleted, 1 not found, 2 invalid or forbidden, 3 store unreachable.
     """
     if bool(files) == bool(kind) or (kind is not None and not names):
@@ -124,9 +130,48 @@ def delete(kind: str | None, names: tuple[str, ...], files: tuple[str, ...], sto
         else:
             known = _kind(kind)
             keys = [(known, each) for each in dict.fromkeys(_name(known, n) for n in names)]
-        with_store(store, lambda opened: opened.delete_all(keys))
+        hint = with_store(store, lambda opened: _deleted(opened, keys))
     for key in keys:
         click.echo(f"{key[0].lower()}/{key[1]} deleted")
+    if hint:
+        click.echo(f"slash32: {hint}", err=True)
+
+
+async def _deleted(store: Store, keys: Sequence[tuple[str, str]]) -> str | None:
+    """Deletes; a sentence where nodes lose their last peers by it, and will not act on that yet."""
+    of_peers = ("BGPPeer", "BGPConfiguration")
+    if not any(kind in of_peers for kind, _ in keys):
+        await store.delete_all(keys)
+        return None
+    from routing.datastore.snapshot import Snapshot
+    from routing.last_peers import left_without_peers
+
+    found = [each for kind in (*of_peers, "Node") for each in await store.list(kind)]
+    await store.delete_all(keys)
+    kept = [each for each in found if (kind_of(each), each.meta.name) not in keys]
+    before, after = (
+        Snapshot(
+            nodes=tuple(each for each in there if isinstance(each, NodeResource)),
+            peers=tuple(each for each in there if isinstance(each, BGPPeerResource)),
+            bgp=next(
+                (each for each in there if isinstance(each, BGPConfigurationResource)),
+                # With none at all there is no mesh.
+                BGPConfigurationResource(Meta("default")),
+            ),
+        )
+        for there in (found, kept)
+    )
+    nodes = left_without_peers(before, after)
+    if not nodes or not after.bgp.keep_last_peers_s:
+        return None
+    named = ", ".join(nodes[:NAMED_MAX])
+    more = f" and {len(nodes) - NAMED_MAX} more" if len(nodes) > NAMED_MAX else ""
+    minutes, seconds = divmod(after.bgp.keep_last_peers_s, 60)
+    span = " ".join([f"{minutes} min"] * bool(minutes) + [f"{seconds} s"] * bool(seconds))
+    return (
+        f"no peer is left for {named}{more}: the last sessions there are kept for {span}, in case "
+        "this is a mistake (keepLastPeersFor in BGPConfiguration default; 0s lets them go at once)"
+    )
 
 
 def with_store(where: str, work: Callable[[Store], Awaitable[T]], *, create: bool = False) -> T:

@@ -268,6 +268,34 @@ def test_delete_by_name_and_by_file(filled):
     ]
 
 
+def test_deleting_the_last_peer_says_that_the_sessions_stay_for_a_while(filled):
+    """Or an operator waits in vain for them to end; not where another peer or 0s is left."""
+    other = """
+apiVersion: slash32.io/v1
+kind: BGPPeer
+metadata: {name: other}
+spec: {peerIP: 192.0.2.253, asNumber: 64512}
+"""
+    filled("apply", "-f", filled.file(other))
+    assert filled("delete", "bgppeer", "other").stderr == ""
+
+    result = filled("delete", "bgppeer", "tor")
+
+    assert (result.exit_code, result.stdout) == (0, "bgppeer/tor deleted\n")
+    assert (
+        "no peer is left for node-a: the last sessions there are kept for 10 min" in result.stderr
+    )
+    assert "keepLastPeersFor" in result.stderr
+    at_once = """
+apiVersion: slash32.io/v1
+kind: BGPConfiguration
+metadata: {name: default}
+spec: {nodeToNodeMeshEnabled: false, keepLastPeersFor: 0s}
+"""
+    filled("apply", "-f", filled.file(other + "---" + at_once))
+    assert filled("delete", "bgppeer", "other").stderr == ""
+
+
 def test_delete_is_all_or_nothing(filled):
     """One name of two is not there: code 1, and the other stays."""
     result = filled("delete", "nodes", "node-a", "ghost")
