@@ -54,6 +54,7 @@ class AttributeSets:
 
     def __init__(self) -> None:
         self._known: WeakValueDictionary[tuple[object, ...], PathAttributes] = WeakValueDictionary()
+        """By all that a PathAttributes is made of, its addresses as numbers."""
 
     def of(self, path: Path, peer: Address | None = None) -> PathAttributes:
         """Those of ``path``, as said by ``peer`` (None: by the path's own)."""
@@ -90,10 +91,18 @@ class AttributeSets:
         return self._of_key(key)
 
     def _of_key(self, key: tuple[Any, ...]) -> PathAttributes:
-        known = self._known.get(key)
+        peer, next_hop, *rest = key
+        plain = (*plain_of(peer), *plain_of(next_hop), *rest)
+        known = self._known.get(plain)
         if known is None:
-            known = self._known[key] = PathAttributes(*key)
+            known = self._known[plain] = PathAttributes(*key)
         return known
+
+
+def plain_of(address: Address) -> tuple[int, int]:
+    """An address as numbers, for keys that are hashed often: its own hash is computed in Python,
+    of its hexadecimal digits, every time."""
+    return int(address), address.max_prefixlen
 
 
 def offers_of(paths: Iterable[Path]) -> Offers:

@@ -239,10 +239,13 @@ class Known:
             )
         )
 
-    def remember(self, message: bytes) -> None:
-        """Of a message that needs no decoding."""
-        shape = shape_of(message[3:])
-        size = 0 if shape is None else one_prefix_at_the_end(message[3:], shape)
+    def has_shape(self, shape: Shape) -> bool:
+        """Whether an UPDATE of this shape needs no decoding."""
+        return shape in self._shapes
+
+    def remember(self, message: bytes, shape: Shape) -> None:
+        """Of a message that needs no decoding: the like of it are then found at a glance."""
+        size = one_prefix_at_the_end(message[3:], shape)
         if size:
             self._bytes += 100 + len(message)
             self.heads[size].add(message[:-size])
@@ -398,8 +401,10 @@ def _known_good_at_once() -> None:
             if end > size or length > longest or buffer[offset : offset + 16] != _MARKER:
                 break
             body = bytes(buffer[offset + _HEADER_BYTES : end])
-            if not known.has(body) and not is_certain(self, known, body):
-                break
+            if not known.has(body):
+                shape = shape_of(body)
+                if shape is None or not is_certain(self, known, shape):
+                    break
             raw += buffer[offset + 16 : offset + 18]
             raw += body
             count += 1
@@ -423,19 +428,17 @@ def _known_good_at_once() -> None:
                 len(message) > 3
                 and message[2] == _UPDATE
                 and (message[0] << 8 | message[1]) == len(message) + len(_MARKER) <= longest
-                and (known.has(message[3:]) or is_certain(self, known, message[3:]))
+                and (shape := shape_of(message[3:])) is not None
+                and (known.has_shape(shape) or is_certain(self, known, shape))
             ):
-                known.remember(message)
+                known.remember(message, shape)
                 yield message
             else:
                 return
 
-    def is_certain(self: Any, known: Known, body: bytes) -> bool:
+    def is_certain(self: Any, known: Known, shape: Shape) -> bool:
         judge = getattr(self, "slash32_is_certainly_sound", None)
-        if judge is None:
-            return False
-        shape = shape_of(body)
-        if shape is None or not judge(shape):
+        if judge is None or not judge(shape):
             return False
         known.add(shape)
         return True

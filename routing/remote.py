@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import overload
 
-from bgp.adj_rib import Offers
+from bgp.adj_rib import Offers, plain_of
 from bgp.nlri import Nlri, nlri_of, prefix_of
 from bgp.paths import Path, PathAttributes
 from routing.classes import PrefixClass, PrefixClasses
@@ -278,7 +278,8 @@ class Decisions:
         kinds = set(offers.values())
         for said in kinds:
             for each in said:
-                if each.next_hop not in far and not self.is_near(each):
+                # Addresses are hashed in Python: not once a path for an empty set.
+                if not (far and each.next_hop in far) and not self.is_near(each):
                     return None
         if far and any(self._carries(nlri) for nlri in offers):
             return None
@@ -481,8 +482,8 @@ class Decisions:
         guise: list[object] = [there]
         for each in said:
             guise += (
-                each.peer,
-                each.next_hop,
+                *plain_of(each.peer),
+                *plain_of(each.next_hop),
                 tuple(
                     [
                         asn if asn in compared else ~numbers.setdefault(asn, len(numbers))
