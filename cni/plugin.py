@@ -8,7 +8,8 @@ answered here is VERSION, what needs no agent to be wrong, and the agent's absen
 The protocol (cni/server.py is the other end), one request per connection of a Unix socket:
     request: b"slash32-cni 1\\0", each CNI_* variable as b"KEY=VALUE\\0", b"\\0", stdin, end of
              file; the open network namespace travels with the first byte (SCM_RIGHTS).
-    reply:   one byte, the exit status (0 or 1), then what goes to stdout, end of file.
+    reply:   one byte, the exit status (0 or 1), then what goes to stdout, end of file: a JSON
+             object, or nothing where the exit status says all (0, and no ADD).
 
 A DEL without an agent is recorded: the request is written to deleted/ beside the socket, if the
 agent has made that directory, and the runtime is told yes. The agent listens, replays the

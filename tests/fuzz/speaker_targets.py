@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
+from io import StringIO
 from types import ModuleType
 from typing import Any
 
@@ -160,7 +161,11 @@ def bridge_stream(data: bytes) -> bool:
     To ExaBGP pass whole lines of printable ASCII only; to an agent whole lines only, from its
     first octet on; what is kept for a new agent is within its limit.
     """
-    draw = Draw(data)
+    with redirect_stderr(StringIO()):
+        return _bridge_stream(Draw(data))
+
+
+def _bridge_stream(draw: Draw) -> bool:
     one = bridge.Bridge("/nowhere")
     one._journal = bridge.Journal(limit_bytes=4096)
     agent, ours = socket.socketpair()

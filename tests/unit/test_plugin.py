@@ -287,18 +287,30 @@ def test_an_agent_that_refuses_early_is_heard(path: str) -> None:
     assert outcome.code == Code.INVALID_CONFIG
 
 
+@pytest.mark.parametrize("half", [b"\0", b"\1", b'\0{"cniVersion": "1.1.0", "ips": [{', b"\0[]"])
+def test_half_an_answer_is_none(path: str, half: bytes) -> None:
+    """Of an agent that was killed while it wrote."""
+
+    def serve(client: socket.socket) -> None:
+        read_all(client)
+        client.sendall(half)
+
+    with agent_that(path, serve):
+        assert execute(ENVIRONMENT, conf(path)).code == Code.IO_FAILURE
+
+
 def test_status_and_stdout_are_the_agents(path: str) -> None:
     """Byte for byte; what was sent is the protocol, with CNI_* variables only."""
     seen: list[bytes] = []
 
     def serve(client: socket.socket) -> None:
         seen.append(read_all(client))
-        client.sendall(b"\0\xff\0anything")
+        client.sendall(b'\0{"\xc3\xbc": [ "}" ]}\n \n')
 
     with agent_that(path, serve):
         outcome = execute(ENVIRONMENT | {"SECRET": "s", "CNI_ARGS": "A=B"}, conf(path))
 
-    assert (outcome.status, outcome.stdout) == (0, b"\xff\0anything")
+    assert (outcome.status, outcome.stdout) == (0, b'{"\xc3\xbc": [ "}" ]}\n \n')
     magic, rest = seen[0][: len(MAGIC)], seen[0][len(MAGIC) :]
     entries, stdin = rest.split(b"\0\0", 1)
     assert magic == MAGIC
