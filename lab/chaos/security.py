@@ -7,6 +7,7 @@ import socket
 import stat
 import time
 from contextlib import ExitStack, suppress
+from itertools import pairwise
 from statistics import median
 
 import yaml
@@ -28,6 +29,15 @@ INJECTIONS = (
     "x\x00y",
     "$(touch /tmp/owned)",
 )
+
+_HEAD = "apiVersion: slash32.io/v1\nkind: BGPPeer\nmetadata: {name: large}\n"
+_BOMB = "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghij"))
+LARGE = {
+    "a YAML bomb": f"a: &a [x, x, x]\n{_BOMB}{_HEAD}spec: {{peerIP: 192.0.2.77, asNumber: *j}}\n",
+    "a megabyte in one field": f"{_HEAD}spec: {{peerIP: 192.0.2.7, asNumber: {'9' * (1 << 20)}}}\n",
+    "a thousand levels": f"{_HEAD}spec: {'[' * 1000}{']' * 1000}\n",
+}
+LARGE_MOST_S = 10.0
 
 
 def file_modes(world: World, verdict: Verdict) -> None:
@@ -135,8 +145,19 @@ def injected_names(world: World, verdict: Verdict) -> None:
                 taken.append(f"{name!r} {spec}")
             except LabFailure:
                 continue
+    slowest_s = 0.0
+    for what, text in LARGE.items():
+        begun_s = time.monotonic()
+        with suppress(LabFailure):
+            world.apply(text)
+            taken.append(what)
+        slowest_s = max(slowest_s, time.monotonic() - begun_s)
     after = conf.read_text()
-    verdict.note(f"{len(INJECTIONS) * 4} tried, {len(taken)} taken")
+    verdict.note(
+        f"{len(INJECTIONS) * 4} texts and {len(LARGE)} large documents tried, {len(taken)} taken; "
+        f"the slowest large one refused in {slowest_s:.1f} s"
+    )
+    verdict.must(slowest_s <= LARGE_MOST_S, f"a large document cost {slowest_s:.1f} s")
     verdict.must(not taken, f"taken: {taken[:2]}")
     verdict.must(before == after, "exabgp.conf has changed")
 
@@ -177,7 +198,8 @@ ROWS = [
         "announce too long a one; ADDs in turns without and beside them",
         f"an ADD takes {MEDIAN_MOST} times as long at most by the median of turns, {P99_MOST:g} "
         f"times by p99; the one that comes with them {AMID_MOST:g} times", _ONE, slow_clients),
-    Row("S13", "texts that inject, in every field that takes a text",
+    Row("S13", "texts that inject, in every field that takes a text; a YAML bomb, a megabyte, a "
+        "thousand levels",
         "refused, exabgp.conf unchanged", _ONE, injected_names, is_quick=True),
     Row("S14", "nobody's process at the agent's sockets", "refused", _ONE, stolen_socket),
 ]  # fmt: skip
