@@ -31,7 +31,7 @@ from routing.import_policy import (
     within_limits,
 )
 from routing.learning import Learned, Learner, Rules
-from routing.limits import Beyond, Standing, beyond, most_of, standing
+from routing.limits import Accepted, Beyond, Standing, beyond, most_of, standing
 from routing.ownership import OwnershipConflict
 from routing.route_table import Hops, hops_of
 from routing.routes import Address, Prefix
@@ -208,6 +208,7 @@ class Decisions:
         self._most: Mapping[Address, int] = {}
         """How many paths are used of those whom a limit holds, and how many they sent."""
         self._sent: Mapping[Address, int] = {}
+        self._accepted: Accepted = {}
 
     @property
     def learner(self) -> Learner:
@@ -234,7 +235,9 @@ class Decisions:
         taken: Beyond = {}
         everything = offers
         if most:
-            taken = beyond(offers, most, self._classes, self.learner.accepts)
+            if sum(map(len, self._accepted.values())) > MEMO_MAX:
+                self._accepted.clear()
+            taken = beyond(offers, most, self._classes, self.learner.accepts, self._accepted)
             offers = {**offers, **_without(offers, taken)}
         self._far_hops = self._known_far(offers)
         self._far_numbers = {
@@ -373,8 +376,14 @@ class Decisions:
                 beyond_it = tuple(
                     (each, MAX_PREFIX, details[each.peer]) for each in said if each.peer in peers
                 )
-                outcome = known[rest, said] = replace(
-                    rest, rejected=rest.rejected + beyond_it, said=said
+                # Not replace(): of 50,000 attributes there are as many of these.
+                outcome = known[rest, said] = Outcome(
+                    rest.hops,
+                    rest.best,
+                    rest.rejected + beyond_it,
+                    rest.conflicts,
+                    said,
+                    rest.sample,
                 )
             found[nlri] = outcome
         return found
