@@ -20,9 +20,10 @@ Several servers may have one State, each with faults and a lag of its own: a con
 several API servers before one etcd.
 
 From another process: ``python -m lab.apiserver --kubeconfig K``; SIGUSR1 is down, SIGUSR2 is up;
-POST /-/fault takes a Fault as JSON, /-/clear and /-/compact nothing, /-/silent and /-/bookmarks
-``{"on": bool}``, /-/lag ``{"s": seconds}``, /-/missing ``{"plurals": [...]}``; /-/calls answers
-with the number of requests so far, /-/recent with the last ones: seconds ago, verb, resource, name.
+POST /-/fault takes a Fault as JSON, /-/clear and /-/compact nothing, /-/silent, /-/newer and
+/-/bookmarks ``{"on": bool}``, /-/lag ``{"s": seconds}``, /-/missing ``{"plurals": [...]}``;
+/-/calls answers with the number of requests so far, /-/recent with the last ones: seconds ago,
+verb, resource, name.
 """
 
 from __future__ import annotations
@@ -442,6 +443,8 @@ class ApiDouble:
                 self.state.compact()
             case "/-/bookmarks":
                 self.has_bookmarks = bool(body.get("on", True))
+            case "/-/newer":
+                self.state.is_newer = bool(body.get("on", True))
             case "/-/lag":
                 self.lag_s = float(body["s"])
             case "/-/missing":

@@ -120,6 +120,8 @@ class State:
 
     def __init__(self, schemas: Mapping[str, Schema] | None = None) -> None:
         self._schemas = schemas or {}
+        self.is_newer = False
+        """The definitions are of a later version that knows more fields: none is pruned."""
         self.compares = True
         """False: whoever writes last wins, as on a server that must not be: for controls."""
         self._objects: dict[Key, Object] = {}
@@ -312,7 +314,7 @@ class State:
         return self._commit("MODIFIED", key, new)
 
     def _admitted(self, kind: Kind, document: Object) -> Object:
-        schema = self._schemas.get(kind.kind)
+        schema = None if self.is_newer else self._schemas.get(kind.kind)
         if schema is None or not kind.has_generation:
             return document
         try:

@@ -352,7 +352,7 @@ def downgrade(world: World, verdict: Verdict) -> None:
 
 
 FUTURE = {"spec": {"ofALaterVersion": {"deep": [1, "two"]}, "alsoLater": True}}
-KINDS = ("ippools", "bgppeers", "bgpconfigurations", "nodes")
+KINDS = ("ippools", "bgppeers", "bgpconfigurations", "blocks")
 
 
 def unknown_fields(world: World, verdict: Verdict) -> None:
@@ -364,6 +364,7 @@ def unknown_fields(world: World, verdict: Verdict) -> None:
         for kind in KINDS
         for item in world.api(f"/apis/slash32.io/v1/{kind}")["items"]
     ]
+    world.api("/-/newer", {"on": True})
     with world.watching() as watch:
         world.kill("agent-node1")
         world.kill_speaker("node1")

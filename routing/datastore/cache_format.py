@@ -160,7 +160,7 @@ def _resources(body: Mapping[str, Any], key: str, kind: type[T]) -> tuple[T, ...
 
 
 def _resource(document: Mapping[str, Any], kind: type[T]) -> T:
-    found = from_document(document)
+    found = from_document(document, is_stored=True)
     if not isinstance(found, kind):
         raise TypeError(f"a {type(found).__name__} stands where a {kind.__name__} must be")
     return found

@@ -59,6 +59,7 @@ class Fields:
         kind, name: whose document it is, for errors.
         path: where in the document, such as ``spec``; "" at the top.
         hides: whether errors say ``***`` for every value, as for a Secret's.
+        is_stored: a store has it, so what is unknown here is of a later version, and passed over.
     """
 
     kind: str
@@ -66,6 +67,7 @@ class Fields:
     path: str
     values: Mapping[str, Any]
     hides: bool = False
+    is_stored: bool = False
     _seen: list[str] = field(default_factory=list)
 
     def error(self, key: str, value: object, rule: str) -> InvalidResource:
@@ -180,13 +182,16 @@ class Fields:
         for where, item in self.items(key, at_most=at_most):
             if not isinstance(item, dict):
                 raise self.error(where, item, "must be a mapping")
-            found.append(Fields(self.kind, self.name, self._at(where), item, self.hides))
+            found.append(
+                Fields(self.kind, self.name, self._at(where), item, self.hides, self.is_stored)
+            )
         return found
 
     def section(self, key: str, *, is_required: bool = False, hides: bool = False) -> Fields:
         """A mapping inside this one; an empty one when absent. ``hides``: as the attribute."""
         value = self.take(key) if is_required else self.take(key, {})
-        inner = Fields(self.kind, self.name, self._at(key), {}, self.hides or hides)
+        is_hidden = self.hides or hides
+        inner = Fields(self.kind, self.name, self._at(key), {}, is_hidden, self.is_stored)
         if not isinstance(value, dict):
             raise inner.error("", value, "must be a mapping")
         inner.values = value
@@ -200,11 +205,13 @@ class Fields:
             raise self.error(key, value, str(error)) from None
 
     def done(self) -> None:
-        """Refuses every field that was not taken.
+        """Refuses every field that was not taken, unless a store has it.
 
         Raises:
             InvalidResource: names the first of them, and those known here.
         """
+        if self.is_stored:
+            return
         for key, value in self.values.items():
             if key not in self._seen:
                 known = ", ".join(dict.fromkeys(self._seen))

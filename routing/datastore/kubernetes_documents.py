@@ -84,12 +84,12 @@ def read_object(kind: str, document: Object) -> Resource:
     plain = {"kind": kind, "metadata": _metadata(document)}
     if kind == "Secret":
         kept = {key: document[key] for key in ("data", "type") if document.get(key) is not None}
-        return from_document({"apiVersion": "v1", **plain, **kept})
+        return from_document({"apiVersion": "v1", **plain, **kept}, is_stored=True)
     plain["apiVersion"] = API_VERSION
     for key in ("spec", "status") if kind == "NodeStatus" else ("spec",):
         if document.get(key) is not None:
             plain[key] = document[key]
-    return from_document(plain)
+    return from_document(plain, is_stored=True)
 
 
 def _metadata(document: Object) -> Object:

@@ -333,7 +333,7 @@ class LocalStore(StoredBlocks):
             return cached[1]
         _, _, uid, version, generation, text = row
         try:
-            stored = from_document(json.loads(text))
+            stored = from_document(json.loads(text), is_stored=True)
         except (ValueError, RecursionError, AttributeError, InvalidResource) as error:
             raise StoreError(f"store {self._path}: {named(key)} cannot be read: {error}") from None
         resource = with_meta(stored, resource_version=str(version), uid=uid, generation=generation)

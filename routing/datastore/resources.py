@@ -151,8 +151,11 @@ def _opened(documents: Iterable[Mapping[str, Any]], source: str) -> list[Mapping
     return opened
 
 
-def from_document(document: Mapping[str, Any]) -> Resource:
+def from_document(document: Mapping[str, Any], *, is_stored: bool = False) -> Resource:
     """The resource a document describes.
+
+    Fields that are unknown are errors in what people write, where they are mistakes; in what a
+    store has (``is_stored``) a later version wrote them, before this one was put back.
 
     A ``status`` beside a spec is what agents reported, and no part of the resource.
 
@@ -168,6 +171,7 @@ def from_document(document: Mapping[str, Any]) -> Resource:
         "",
         document,
         hides=_may_be_secret(document),
+        is_stored=is_stored,
     )
     kind = top.take("kind")
     if not isinstance(kind, str) or kind not in KINDS:

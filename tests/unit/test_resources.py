@@ -552,3 +552,18 @@ def test_a_peer_whose_state_is_empty_reads_back():
     document = {"apiVersion": "slash32.io/v1", "kind": "NodeStatus", "metadata": {"name": "n"}}
     status = from_document(document | {"status": {"peers": [peer]}})
     assert from_document(to_document(status)) == status
+
+
+def test_what_a_later_version_wrote_is_read_without_what_is_unknown() -> None:
+    """From a store alone: in what people write it is a mistake, at any depth."""
+    known = {
+        "apiVersion": "slash32.io/v1", "kind": "BGPPeer", "metadata": {"name": "tor"},
+        "spec": {"peerIP": "192.0.2.1", "asNumber": 64512},
+    }  # fmt: skip
+    later = {**known, "spec": {**known["spec"], "later": {"deep": [1]}}, "alsoLater": True}  # type: ignore[dict-item]
+    assert from_document(later, is_stored=True) == from_document(known)
+    with pytest.raises(InvalidResource, match="later"):
+        from_document(later)
+    wrong = {**later, "spec": {**later["spec"], "asNumber": -1}}  # type: ignore[dict-item]
+    with pytest.raises(InvalidResource, match="asNumber"):
+        from_document(wrong, is_stored=True)
