@@ -20,7 +20,8 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
+settings.load_profile(PROFILE)
 
 NEEDS_NAMESPACES = ("netns", "e2e")
 
@@ -36,8 +37,24 @@ def why_no_namespaces() -> str | None:
     return None if done.returncode == 0 else done.stderr.strip()
 
 
+def hunt_with(item: pytest.Item) -> None:
+    """Gives a property with a number of cases of its own as many as the profile has.
+
+    What stands in ``@settings`` is for every day; it would win over the profile.
+    """
+    function = getattr(item, "obj", None)
+    function = getattr(function, "__func__", function)
+    own = getattr(function, "_hypothesis_internal_use_settings", None)
+    most = settings.get_profile(PROFILE).max_examples
+    if function is not None and own is not None and own.max_examples < most:
+        function._hypothesis_internal_use_settings = settings(own, max_examples=most)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips what needs namespaces where none can be made, and says why."""
+    if PROFILE == "hunt":
+        for item in items:
+            hunt_with(item)
     concerned = [
         item for item in items if any(item.get_closest_marker(name) for name in NEEDS_NAMESPACES)
     ]
