@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 DEADLINE_S = 3 * 3600
 MARKS = "<!-- hunt: written by make hunt -->", "<!-- end of hunt -->"
 _PROPERTY = re.compile(r"^tests/property/(\w+)\.py::(.+):$")
-_PHASE = re.compile(r"(\d+) passing examples, (\d+) failing examples, (\d+) invalid examples")
+_PHASE = re.compile(r"(\d+) passing, (\d+) failing, and (\d+) invalid test cases")
 _SECONDS = re.compile(r"phase \(([0-9.]+) seconds\)")
 
 

@@ -123,12 +123,12 @@ def test_a_hunt_is_counted_as_hypothesis_says():
     text = (
         "tests/property/test_a.py::test_one:\n\n"
         "  - during reuse phase (0.50 seconds):\n"
-        "    - 1 passing examples, 0 failing examples, 2 invalid examples\n"
+        "    - 1 passing, 0 failing, and 2 invalid test cases\n"
         "  - during generate phase (1.50 seconds):\n"
         "    - Typical runtimes: ~ 1ms, of which < 1ms in data generation\n"
-        "    - 2999 passing examples, 0 failing examples, 13 invalid examples\n\n"
+        "    - 2999 passing, 0 failing, and 13 invalid test cases\n\n"
         "tests/property/test_b.py::test_two[x]:\n"
-        "    - 10 passing examples, 1 failing examples, 0 invalid examples\n"
+        "    - 10 passing, 1 failing, and 0 invalid test cases\n"
     )
     found = counted(text)
     assert (found["test_a"].passing, found["test_a"].invalid) == (3000, 15)
