@@ -103,7 +103,7 @@ static int next(void) { return script_at < asked.script ? script[script_at++] : 
 
 /* What may wait does so here: for ever, when the byte says so. */
 static int waits(int how) {
-    if (how != 255) return how;
+    if (how != 255 || told.happened & RANG) return how;
     if (!is_armed || !on_alarm) broken("waits without a deadline");
     if (is_blocked) broken("waits with the alarm blocked");
     ring();
@@ -197,7 +197,7 @@ static long opens(long at, const char *name, long flags) {
     if (flags == 02000301) { /* exclusively, for writing */
         if (at != DIRECTORY || strlen(name) != 17 || name[0] != '.' || strchr(name, '/'))
             broken("makes a file where it should not");
-        if (!(told.happened & AWAY)) broken("records what the agent may have");
+        if (!(told.happened & (AWAY | RANG))) broken("records what the agent may have");
         if (how >= 240) return -ENOSPC;
         told.happened |= LEFT_TEMPORARY;
         return RECORD;
@@ -206,6 +206,7 @@ static long opens(long at, const char *name, long flags) {
     if (how >= 240) return -ENOENT;
     size_t size = strlen(name);
     /* The directory is beside the socket; whatever else is opened is a namespace. */
+    if (told.happened & RANG) return entries_left = 2, DIRECTORY;
     if (dialled && !(told.happened & CONNECTED)) {
         const char *end = strrchr(path, '/') + 1;
         if ((long)size != end - path + 7 || memcmp(name, path, end - path) || strcmp(name + size - 7, "deleted"))
