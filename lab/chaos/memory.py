@@ -12,12 +12,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 from threading import Event, Thread
 
+from lab.chaos.many_routes import learned, many_routes
 from lab.chaos.rows import Row, Skipped, Stage, Verdict
 from lab.chaos.world import World, zero
 from lab.processes import is_alive
@@ -26,11 +26,8 @@ from lab.waiting import wait_until
 MIB = 1 << 20
 LIMIT_MIB = 128
 ROUTES = 5_000
-POOL = "10.64.0.0/13"
-"""8,192 blocks: as many routes as a cluster of thousands of nodes has."""
 MOUNT = Path("/sys/fs/cgroup")
 KILL_DEADLINE_S = 60.0
-ROUTES_DEADLINE_S = 120.0
 EMPTY_DEADLINE_S = 10.0
 _JOIN = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
 _CHOSEN_FIRST = "echo 1000 > /proc/self/oom_score_adj && "
@@ -179,14 +176,8 @@ def under_a_limit(world: World, verdict: Verdict) -> None:
         stack.callback(_restarted, world)
         stack.enter_context(_wrapped(world, agent=agent, speaker=speaker))
         _restarted(world)
-        stack.callback(world.delete, "ippool", "many")
-        world.apply(
-            "apiVersion: slash32.io/v1\nkind: IPPool\nmetadata: {name: many}\n"
-            f"spec: {{cidr: {POOL}, blockSize: 26, disabled: true}}\n"
-        )
         with Highest(agent, speaker) as highest:
-            stack.enter_context(_many_routes(world))
-            took_s = world.wait(lambda: _learned(world) >= ROUTES, "the routes", ROUTES_DEADLINE_S)
+            took_s = stack.enter_context(many_routes(world, ROUTES))
             rows = world.ask("node1", "routes") or []
             with world.watching() as watch:
                 world.kill("agent-node1")
@@ -196,7 +187,7 @@ def under_a_limit(world: World, verdict: Verdict) -> None:
                 world.settled()
                 _ask_much(world)
         verdict.note(
-            f"{_learned(world)} routes {took_s:.1f} s after they were announced; at most "
+            f"{learned(world)} routes {took_s:.1f} s after they were announced; at most "
             f"{highest.mib[0]:.0f} MiB in the agent's cgroup, {highest.mib[1]:.0f} MiB in the "
             "speaker's; both killed and started again"
         )
@@ -252,22 +243,6 @@ def _restarted(world: World) -> None:
     world.start_speaker("node1")
     world.start_agent("node1")
     world.settled()
-
-
-def _many_routes(world: World) -> AbstractContextManager[None]:
-    """tor1 announces them, and keeps them through a restart of its neighbour."""
-    default = "  route 0.0.0.0/0 unreachable;"
-    base = int(ip_network(POOL).network_address)
-    routes = (f"  route {IPv4Address(base + 64 * n)}/26 unreachable;" for n in range(ROUTES))
-    told = "export where net ~ [ 0.0.0.0/0,"
-    return world.bird_edited(
-        "tor1", (default, "\n".join((default, *routes))), (told, f"{told} {POOL}{{26,26}},")
-    )
-
-
-def _learned(world: World) -> int:
-    """Routes of ours in node1's kernel that lead to a router."""
-    return sum(" via " in line for line in world.own_routes("node1"))
 
 
 def _ask_much(world: World) -> None:
