@@ -35,6 +35,7 @@ from routing.datastore.snapshot import Datastore, Snapshot, StoreError
 from routing.delta import Delta, Failure
 from routing.desired import Desired, Inputs, desired
 from routing.fib import Fib
+from routing.give_way import give_way
 from routing.host_routes import HostRoutes
 from routing.knowledge import Knowledge
 from routing.last_peers import LastPeers
@@ -347,7 +348,7 @@ class Reconciler:
         self._route_log.flush()
         before = self.report
         self._remember(wanted, found, links, pods, failures, held)
-        await asyncio.sleep(0)
+        await give_way()
         changed = changed_in(before, self.report)
         told = self._allowance.take(changed)
         after = replace(part_of(self.report, told), untold=len(changed) - len(told))
@@ -367,10 +368,11 @@ class Reconciler:
             losses = self._losses
             self._speaker.take_changes()
             inputs = await self._inputs(pods, links)
-            # With 100,000 routes each takes a tenth of a second: ADDs have a turn in between.
-            await asyncio.sleep(0)
+            # With 100,000 routes each takes a tenth of a second: ADDs have a turn in between, and
+            # so has the loss of a router.
+            await give_way()
             wanted = desired(inputs, self.report.desired.remote.decisions)
-            await asyncio.sleep(0)
+            await give_way()
             if losses == self._losses or attempts == LOSSES_MAX:
                 return wanted
 
