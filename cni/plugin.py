@@ -37,6 +37,8 @@ DEADLINE_S = 30.0
 """Longer than the agent's own limit of 25 s, shorter than any runtime's (kubelet: two minutes)."""
 STATUS_DEADLINE_S = 10.0
 """containerd asks every 5 s; an agent that needs longer than twice that is not ready."""
+RECORD_DEADLINE_S = 10.0
+"""To record a DEL that the agent has not answered in time, besides."""
 SHOWN_CHARS = 60
 
 INVALID_ENVIRONMENT = 4
@@ -90,10 +92,17 @@ def too_late(call: Call, deadline_s: float) -> "tuple[int, bytes]":
     well, and one that is done twice is harmless."""
     if call.late is not None:
         try:
-            if record(*call.late):
+            # A disk may hang as well.
+            start_deadline(RECORD_DEADLINE_S)
+            is_recorded = record(*call.late)
+            stop_deadline()
+            if is_recorded:
                 return 0, b""
         except Refusal as refusal:
+            stop_deadline()
             return error_answer(call.version, refusal.code, str(refusal))
+        except DeadlinePassed:
+            stop_deadline()
     return error_answer(
         call.version,
         unavailable(call.command),

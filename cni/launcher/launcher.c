@@ -6,7 +6,7 @@
 #ifndef DEADLINE_MS
 #define DEADLINE_MS 30000 /* for the whole call */
 #endif
-enum { STATUS_MS = 10000, REQUEST_MAX = 1 << 20, PATH_MAX = 107, RECORDS_MAX = 4096 };
+enum { STATUS_MS = 10000, RECORD_MS = 10000, REQUEST_MAX = 1 << 20, PATH_MAX = 107, RECORDS_MAX = 4096 };
 /* Two architectures: numbers of the system calls, how one is made, where a program starts. */
 #if defined(__x86_64__)
 enum { READ = 0, WRITE = 1, SIGACTION = 13, SIGPROCMASK = 14, SETITIMER = 38, SOCKET = 41,
@@ -108,6 +108,7 @@ static int object(const char *at, const char *end) {
     }
     return key.len && !depth;
 }
+static int is_kept; /* this DEL is recorded when the agent is there and does not answer in time */
 static long dial(void) { /* a descriptor, or the error's number, negative */
     static struct { short family; char path[PATH_MAX + 1]; } to = {1, ""}; /* AF_UNIX */
     if (!socket_path.len) socket_path = T("/run/slash32/cni.sock");
@@ -115,6 +116,7 @@ static long dial(void) { /* a descriptor, or the error's number, negative */
     for (long i = 0; i < socket_path.len; i++) /* an error's text may repeat it */
         good &= socket_path.at[i] >= ' ' && socket_path.at[i] <= '~' && socket_path.at[i] != '\\';
     if (!good) FAIL("7", "socket must be an absolute path of at most 107 plain characters");
+    is_kept = same(command, T("DEL")); /* not before: record trusts the path */
     put(to.path, socket_path);
     long fd = SYS(SOCKET, 1, 02000001), error; /* SOCK_STREAM, SOCK_CLOEXEC */
     return (error = SYS(CONNECT, fd, &to, sizeof to)) ? error : fd;
@@ -138,8 +140,9 @@ static void exchange(long agent) {
     finish(*reply, reply + 1, len - 1);
 }
 /* DEL without an agent, or a late one: the request goes to deleted/ beside the socket, and is
- * durable before we say yes. The agent listens, replays what is there, then accepts, and looks again now and then;
- * when it still cannot be reached, it has yet to look. A repeated request is one record. */
+ * durable before we say yes. The agent listens, replays what is there, then accepts, and looks
+ * again now and then; when it still cannot be reached, it has yet to look. A repeated request has
+ * the same name: one record. */
 static long record(int is_late) {
     static char directory[PATH_MAX + 9], name[17], temp[18] = ".";
     long now[2], entries = -2, cut = socket_path.len, dir, file, n, agent; /* less "." and ".." */
@@ -166,14 +169,18 @@ static long record(int is_late) {
     SYS(UNLINKAT, dir, name); /* it has just started, and can answer this itself */
     return agent;
 }
-static int is_kept; /* this DEL is recorded when the agent is there and does not answer in time */
+static void ring_in(long ms) {
+    long timer[4] = {0, 0, ms / 1000, ms % 1000 * 1000}, alarms = 1 << (SIGALRM - 1);
+    SYS(SIGPROCMASK, 1, &alarms, 0, 8); /* a runtime may have it blocked, and too_slow runs so */
+    SYS(SETITIMER, 0, timer);
+}
 static void too_slow(int signal) {
-    if (is_kept) is_kept = 0, record(1);
+    if (is_kept) is_kept = 0, ring_in(RECORD_MS), record(1); /* a disk may hang as well */
     FAIL("11", "the slash32 agent did not answer in time");
 }
 __attribute__((used)) void start(char **stack) { /* argc, argv, 0, environment, 0 */
     static long ignore[4] = {1}, ring[4] = {(long)too_slow, 0x04000000, (long)too_slow};
-    long alarms = 1 << (SIGALRM - 1), n = 1, agent;
+    long n = 1, agent;
     char *o = put(request, T("slash32-cni 1\0")), *end = request + REQUEST_MAX, *conf;
     for (char **each = stack + (long)*stack + 2; *each; each++) {
         if (!same((Text){*each, 4}, T("CNI_"))) continue; /* same never looks behind the end */
@@ -184,8 +191,7 @@ __attribute__((used)) void start(char **stack) { /* argc, argv, 0, environment, 
     if (SYS(FCNTL, 1, 1) < 0) SYS(EXIT_GROUP, 1); /* F_GETFD: nobody could read the answer */
     SYS(SIGACTION, SIGPIPE, ignore, 0, 8), SYS(SIGACTION, SIGALRM, ring, 0, 8);
     long ms = same(command, T("STATUS")) && DEADLINE_MS > STATUS_MS ? STATUS_MS : DEADLINE_MS;
-    long timer[4] = {0, 0, ms / 1000, ms % 1000 * 1000}; /* a runtime may have the alarm blocked */
-    SYS(SIGPROCMASK, 1, &alarms, 0, 8), SYS(SETITIMER, 0, timer);
+    ring_in(ms);
     if (!among(command, COMMANDS)) fail(T("4"), T("CNI_COMMAND must be one of "), COMMANDS);
     for (conf = ++o; n > 0; o += n) {
         if (o > end) FAIL("7", "stdin and the CNI_* environment are larger than 1048576 bytes");
@@ -196,10 +202,8 @@ __attribute__((used)) void start(char **stack) { /* argc, argv, 0, environment, 
     if (same(command, T("VERSION"))) answer_version();
     if (!n) FAIL("6", "network configuration on stdin is not a JSON object");
     if (among(named, VERSIONS)) version = named;
-    is_kept = same(command, T("DEL"));
     agent = dial();
     if ((agent == -ENOENT || agent == -ECONNREFUSED) && is_kept) is_kept = 0, agent = record(0);
     if (agent < 0) fail(T("11"), T("the slash32 agent does not answer on "), socket_path);
-    is_kept = same(command, T("DEL"));
     exchange(agent);
 }

@@ -61,6 +61,7 @@ static uint16_t numbers[4 * BLOCKS], known;
 static void ring(void) {
     if (!is_armed || !on_alarm || is_blocked) return;
     is_armed = 0;
+    is_blocked = 1; /* while its handler runs */
     told.happened |= RANG;
     in_launcher = 1;
     on_alarm(SIGALRM);
@@ -103,7 +104,7 @@ static int next(void) { return script_at < asked.script ? script[script_at++] : 
 
 /* What may wait does so here: for ever, when the byte says so. */
 static int waits(int how) {
-    if (how != 255 || told.happened & RANG) return how;
+    if (how != 255) return how;
     if (!is_armed || !on_alarm) broken("waits without a deadline");
     if (is_blocked) broken("waits with the alarm blocked");
     ring();
@@ -206,8 +207,7 @@ static long opens(long at, const char *name, long flags) {
     if (how >= 240) return -ENOENT;
     size_t size = strlen(name);
     /* The directory is beside the socket; whatever else is opened is a namespace. */
-    if (told.happened & RANG) return entries_left = 2, DIRECTORY;
-    if (dialled && !(told.happened & CONNECTED)) {
+    if (dialled && (told.happened & RANG || !(told.happened & CONNECTED))) {
         const char *end = strrchr(path, '/') + 1;
         if ((long)size != end - path + 7 || memcmp(name, path, end - path) || strcmp(name + size - 7, "deleted"))
             broken("opens a directory that is not beside the socket");

@@ -52,7 +52,7 @@ PLANTED = {
         "n = !SYS(RENAMEAT",
         "not on disk",
     ),
-    "an ADD on disk": ('same(command, T("DEL"))) agent = record', "1) agent = record", "recorded"),
+    "an ADD on disk": ("&& is_kept) is_kept = 0, agent", ") is_kept = 0, agent", "recorded"),
     "a device is opened": ("(info[ST_MODE] >> 12) == 010)", "1)", "no namespace"),
     "an unfinished string": (
         "for (word.at = ++at; at < end && *at",
