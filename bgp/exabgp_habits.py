@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -58,7 +59,12 @@ UNACKNOWLEDGED = "not acknowledged"
 """TCP is open, and the peer's kernel does not acknowledge what we send."""
 UNACKNOWLEDGED_AFTER = 2
 """Segments sent again (0.2 s, 0.4 s; RFC 6298): once is a lost packet."""
+WORDLESS = "no word"
+"""TCP is open, and nothing has come from the peer for WORDLESS_AFTER_MS."""
+WORDLESS_AFTER_MS = 3000
+"""A peer that has taken a connection says OPEN at once, and answers ours at once."""
 _TCP_INFO_BYTES = 104
+_TCP_ESTABLISHED = 1
 
 _peer: Any = None
 _loop: Any = None
@@ -122,8 +128,8 @@ def _attempts_that_end() -> None:
             text = SILENT if code == errno.ETIMEDOUT else os.strerror(code)
             _connect_problems[peer] = text
             raise _errors.NotConnected(text)
-        if _connect_problems.get(peer) != UNACKNOWLEDGED:
-            # That one is for the next look: whoever has opened TCP has had no word of BGP yet.
+        if _connect_problems.get(peer) not in (UNACKNOWLEDGED, WORDLESS):
+            # These are for the next look: whoever has opened TCP has had no word of BGP yet.
             _connect_problems.pop(peer, None)
         yield True, "connected"
 
@@ -465,19 +471,25 @@ def _problem(address: str, peer: Any) -> str:
     io = peer.proto.connection.io if peer.proto and peer.proto.connection else None
     if peer.established():
         _connect_problems.pop(address, None)
-    elif io is not None and _is_unacknowledged(io):
-        _connect_problems[address] = UNACKNOWLEDGED
+    elif io is not None and (found := tcp_problem(io)):
+        _connect_problems[address] = found
     return _connect_problems.get(address, "")
 
 
-def _is_unacknowledged(io: Any) -> bool:
-    """Whether the kernel keeps sending the same again (struct tcp_info: tcpi_retransmits, and
-    tcpi_unacked of 32 bits at octet 24)."""
+def tcp_problem(io: Any) -> str:
+    """UNACKNOWLEDGED where the kernel keeps sending the same again, WORDLESS where nothing has come
+    for long, else nothing. Of struct tcp_info: tcpi_state, tcpi_retransmits, and of 32 bits
+    tcpi_unacked at octet 24 and tcpi_last_data_recv, in ms, at 52."""
     try:
         info = io.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
     except OSError:
-        return False
-    return info[2] >= UNACKNOWLEDGED_AFTER and any(info[24:28])
+        return ""
+    if info[2] >= UNACKNOWLEDGED_AFTER and any(info[24:28]):
+        return UNACKNOWLEDGED
+    is_open = info[0] == _TCP_ESTABLISHED
+    if is_open and int.from_bytes(info[52:56], sys.byteorder) >= WORDLESS_AFTER_MS:
+        return WORDLESS
+    return ""
 
 
 def _marks(reactor: Any) -> list[str]:

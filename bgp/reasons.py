@@ -32,6 +32,8 @@ _ATTEMPTS = {
     "does a filter, and a machine that is off)",
     "not acknowledged": "TCP opens, but nothing that we send is acknowledged (a TTL or a password "
     "that the kernel at one end does not accept, or a filter)",
+    "no word": "TCP opens, but no word comes from the peer (a TTL or a password that our kernel "
+    "does not accept, a filter, or nobody there who speaks BGP)",
 }
 _ENDS = {
     CLOSED_BY_US: "closed by us: the session's settings have changed",

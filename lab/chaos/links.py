@@ -208,7 +208,7 @@ def deletions(events: list[str]) -> list[str]:
 SESSION = "neighbor 172.30.0.1 as 64601;"
 SILENT = r"no answer to our SYN"
 SILENT_CAUSE = "peer-silent-syn"
-UNACKNOWLEDGED = r"nothing that we send is acknowledged|no answer to our SYN"
+UNACKNOWLEDGED = r"nothing that we send is acknowledged|no word comes|no answer to our SYN"
 TOLD_S = 10.0
 Refusal = tuple[str, str, dict[str, Any], str, str]
 """The fault, the router's words in place of SESSION, fields of our peer, words of the reason, and

@@ -133,7 +133,7 @@ def cause_of(
             return _silence(session)
         return Cause(
             "peer-unacknowledged",
-            f"{session.peer} opens TCP, and then nothing that we send is acknowledged: the kernel "
+            f"{session.peer} opens TCP, and then nothing more gets through: the kernel "
             "at one end drops what comes, as it does when a TTL (GTSM) or an MD5 key is not the "
             "one it expects, or something in between does",
             f"compare ttlSecurity and the password of BGPPeer {session.name} with the router's; "

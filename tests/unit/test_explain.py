@@ -421,6 +421,7 @@ def test_probes_are_the_last_word(received: int, fault: str | None):
         ("something new", None, "peer-down"),
         (reason_now("no answer", "the peer said 6/6 cease"), None, "peer-silent-syn"),
         (reason_now("not acknowledged", "we said 4/0 hold timer"), None, "peer-unacknowledged"),
+        (reason_now("no word", "the peer said 6/6 cease"), None, "peer-unacknowledged"),
         (reason_now("Connection refused", "hold timer expired"), None, "peer-refuses"),
         ("", KernelEvidence(tcp=(TcpFacts(TOR, ("SYN_SENT",), 4),)), "peer-silent-syn"),
         ("", KernelEvidence(tcp=(TcpFacts(TOR, ("SYN_SENT",), 0),)), "peer-down"),

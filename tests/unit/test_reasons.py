@@ -76,6 +76,7 @@ def test_what_holds_now_stands_before_what_was() -> None:
     assert silent.endswith("; before that: the peer said 6/6")
     assert is_silence(silent)
     assert is_silence(reason_now("not acknowledged", ""))
+    assert is_silence(reason_now("no word", ""))
     refused = reason_now("Connection refused", "")
     assert refused == "our attempts to connect fail: Connection refused"
     assert not is_silence(refused)
