@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 
 from lab import namespaces, runtime
 from lab.chaos.rows import Row, Stage, Verdict
-from lab.chaos.watch import Watch
-from lab.chaos.world import World
+from lab.chaos.world import World, zero
 
 DOWN_S = 3.0
 LOST_S = 2.5
@@ -19,15 +18,6 @@ RESTART_TIME_S = 120
 SHORT_RESTART_TIME_S = 10
 GR_ON = f"graceful restart on; graceful restart time {RESTART_TIME_S};"
 CRASHES = 20
-
-
-def _zero(world: World, verdict: Verdict, watch: Watch) -> None:
-    """0 lost, 0 route events anywhere."""
-    events = watch.events_on(*world.nodes, *world.tors)
-    verdict.note(f"{watch}, {len(events)} route events")
-    verdict.must(watch.sent > 100, f"only {watch.sent} probes were sent")
-    verdict.must(watch.lost == 0, f"{watch}")
-    verdict.must(not events, f"route events: {'; '.join(events[:3])}")
 
 
 def _replace_speaker(world: World, node: str, *, down_s: float) -> None:
@@ -56,7 +46,7 @@ def speaker_killed(world: World, verdict: Verdict) -> None:
     routes = world.own_routes("node1")
     with world.watching() as watch:
         _replace_speaker(world, "node1", down_s=DOWN_S)
-    _zero(world, verdict, watch)
+    zero(world, verdict, watch)
     verdict.must(world.own_routes("node1") == routes, "node1 has other routes than before")
 
 
@@ -66,7 +56,7 @@ def exabgp_killed(world: World, verdict: Verdict) -> None:
         old = world.kill_exabgp("node1")
         world.wait(lambda: world.exabgp_pid("node1") not in {0, old}, "a new ExaBGP")
         world.settled()
-    _zero(world, verdict, watch)
+    zero(world, verdict, watch)
 
 
 def speaker_terminated(world: World, verdict: Verdict) -> None:
@@ -80,7 +70,7 @@ def speaker_terminated(world: World, verdict: Verdict) -> None:
         world.settled()
     verdict.note(f"ended after {gone_s:.1f} s")
     verdict.must(gone_s < 2.0, f"took {gone_s:.1f} s to end")
-    _zero(world, verdict, watch)
+    zero(world, verdict, watch)
 
 
 def both_killed(world: World, verdict: Verdict) -> None:
@@ -90,7 +80,7 @@ def both_killed(world: World, verdict: Verdict) -> None:
         _speaker_without_agent(world)
         world.start_agent("node1")
         world.settled()
-    _zero(world, verdict, watch)
+    zero(world, verdict, watch)
 
 
 def both_killed_twice(world: World, verdict: Verdict) -> None:
@@ -101,7 +91,7 @@ def both_killed_twice(world: World, verdict: Verdict) -> None:
         _speaker_without_agent(world, down_s=0.0)
         world.start_agent("node1")
         world.settled()
-    _zero(world, verdict, watch)
+    zero(world, verdict, watch)
 
 
 def speaker_crash_loop(world: World, verdict: Verdict) -> None:
@@ -116,7 +106,7 @@ def speaker_crash_loop(world: World, verdict: Verdict) -> None:
                 "another ExaBGP",
             )
         world.settled()
-    _zero(world, verdict, watch)
+    zero(world, verdict, watch)
 
 
 def _speaker_without_agent(world: World, *, down_s: float = 1.0) -> None:
@@ -137,7 +127,7 @@ def agent_killed_often(world: World, verdict: Verdict) -> None:
             world.start_agent("node1")
             world.wait(lambda: world.ask("node1", "status") is not None, "the agent")
         world.settled()
-    _zero(world, verdict, watch)
+    zero(world, verdict, watch)
     verdict.must(world.session_lines("tor1") == sessions, "a session was touched")
 
 
@@ -177,7 +167,7 @@ def rolling_upgrade(world: World, verdict: Verdict) -> None:
             world.start_speaker(node)
             world.start_agent(node)
             world.settled()
-    _zero(world, verdict, watch)
+    zero(world, verdict, watch)
 
 
 def router_restarts(world: World, verdict: Verdict) -> None:
@@ -349,7 +339,7 @@ def downgrade(world: World, verdict: Verdict) -> None:
         world.settled()
     renewed = cache.read_bytes().split(b" ", 2)[1]
     verdict.note(f"the cache is of format {renewed.decode()} again")
-    _zero(world, verdict, watch)
+    zero(world, verdict, watch)
     verdict.must(renewed == rest.split(b" ", 1)[0], "the cache was not replaced")
 
 
@@ -382,7 +372,7 @@ def unknown_fields(world: World, verdict: Verdict) -> None:
     verdict.note(f"{len(there)} objects with unknown fields")
     verdict.must(there == objects, f"control: the API kept them in {len(there)} objects only")
     verdict.must(bool(objects), "there are no objects")
-    _zero(world, verdict, watch)
+    zero(world, verdict, watch)
 
 
 def _learned(world: World, node: str) -> set[str]:
