@@ -101,7 +101,8 @@ bench-cni: setup-dev
 interop: setup-dev
 	$(VENV)/bin/python -m lab.interop --write docs/interop.md $(INTEROP_ARGS)
 
-# BGP_ARGS=... for instance BGP_ARGS='--sizes 1000,10000 --rounds 1 --systems slash32,bird'
+# BGP_ARGS=... for instance BGP_ARGS='--sizes 1000,10000 --rounds 1 --systems slash32,bird', or, a path for
+# each of 5,000 nodes and four blocks of each: BGP_ARGS='--paths 5000 --benches table'
 bench-bgp: setup-dev
 	$(VENV)/bin/python -m lab.bench.bgp $(BGP_ARGS)
 

@@ -40,17 +40,27 @@ class NoSession(LabFailure):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """``count`` prefixes of one family; packed as a router does, or one an UPDATE."""
+    """``count`` prefixes of one family; packed as a router does, or one an UPDATE.
+
+    ``origins``: how many paths there are, each with an AS at its end of its own, and each with
+    every so many-th prefix. None: one if packed, ORIGINS if not.
+    """
 
     count: int
     version: int = 4
     is_packed: bool = True
-    origins: int = ORIGINS
+    origins: int | None = None
+
+    @property
+    def paths(self) -> int:
+        """How many there are."""
+        wanted = self.origins or (1 if self.is_packed else ORIGINS)
+        return min(wanted, self.count)
 
     @property
     def how(self) -> str:
-        """``packed``, ``single`` (an UPDATE each, of ORIGINS paths) or ``one-path``."""
-        return "packed" if self.is_packed else "single" if self.origins > 1 else "one-path"
+        """``packed``, ``single`` (an UPDATE each) or ``one-path`` (an UPDATE each, all alike)."""
+        return "packed" if self.is_packed else "one-path" if self.origins == 1 else "single"
 
     def prefix(self, index: int) -> Prefix:
         """The blocks of 10.0.0.0/8, or of fd00::/96."""
@@ -66,19 +76,23 @@ class Load:
     def announce(self, next_hop: Address, asn: int, *, detour: tuple[int, ...] = ()) -> bytes:
         """The UPDATEs that announce all, with ``detour`` behind ``asn`` in their paths."""
         entries = [_nlri(self.prefix(index)) for index in range(self.count)]
-        if self.is_packed:
-            return b"".join(
-                _update(
-                    _attributes((asn, *detour), next_hop, part), part if self.version == 4 else b""
-                )
-                for part in _parts(entries, MESSAGE_BYTES - 150)
+        paths = self.paths
+        said: Iterable[tuple[tuple[int, ...], bytes]]
+        if not self.is_packed:
+            said = ((_own_path(index, paths), entry) for index, entry in enumerate(entries))
+        else:
+            # Of one path alone it is the router's own; else an UPDATE never has two paths.
+            said = (
+                (() if paths == 1 else _own_path(number, paths), part)
+                for number in range(paths)
+                for part in _parts(entries[number::paths], MESSAGE_BYTES - 150)
             )
         return b"".join(
             _update(
-                _attributes((asn, *detour, 64700 + index % self.origins), next_hop, entry),
-                entry if self.version == 4 else b"",
+                _attributes((asn, *detour, *own), next_hop, part),
+                part if self.version == 4 else b"",
             )
-            for index, entry in enumerate(entries)
+            for own, part in said
         )
 
     def withdraw(self) -> bytes:
@@ -88,6 +102,11 @@ class Load:
         if self.version == 4:
             return b"".join(_update(b"", b"", part) for part in parts)
         return b"".join(_update(_attribute(15, b"\x00\x02\x01" + part, 0x90)) for part in parts)
+
+
+def _own_path(index: int, paths: int) -> tuple[int]:
+    """The AS at the end of the path of this prefix: private ones (RFC 6996)."""
+    return ((64700 if paths <= ORIGINS else 4_200_000_000) + index % paths,)
 
 
 def _nlri(prefix: Prefix) -> bytes:

@@ -26,7 +26,7 @@ from socket import AF_INET, AF_INET6
 from cni import netlink as nl
 from cni.netlink import NetlinkError, NetlinkSocket
 from lab import namespaces
-from lab.bench.announcer import END_OF_RIB, ORIGINS, Announcer, Load, Prefix, open_netns
+from lab.bench.announcer import END_OF_RIB, Announcer, Load, Prefix, open_netns
 from lab.bench.figures import percentile
 from lab.bench.speaker_alone import SpeakerAlone
 from lab.bench.systems import PEER_ASN, SYSTEMS, Slash32, System, own, router, router_v6
@@ -42,7 +42,9 @@ BIRD_TARGETS = {"load": 1.0, "member_lost": 0.1, "next_hop_lost": 0.1}
 """The ratio to BIRD not to exceed, by bench, from 10,000 prefixes on."""
 OWN_TARGETS = {"peak_memory": (100_000, 150.0), "keepalive_gap": (0, 4.5)}
 """What ours is not to exceed, whoever the peer: up to this many prefixes, the value."""
-HOWS = {"packed": (True, ORIGINS), "single": (False, ORIGINS), "one-path": (False, 1)}
+HOWS = {"packed": (True, None), "single": (False, None), "one-path": (False, 1)}
+BLOCKS = 4
+"""Prefixes of each path where the number of paths is asked for: the blocks of a node."""
 
 
 OURS = (Slash32.name, SpeakerAlone.name)
@@ -99,18 +101,20 @@ class Kernel:
 
 @dataclass(slots=True)
 class Figures:
-    """Samples by (bench, prefixes, how) and system."""
+    """Samples by (bench, prefixes, paths, how, unit) and system."""
 
-    samples: dict[tuple[str, int, str, str], dict[str, list[float]]] = field(default_factory=dict)
+    samples: dict[tuple[str, int, int, str, str], dict[str, list[float]]] = field(
+        default_factory=dict
+    )
 
     def note(self, bench: str, load: Load, system: System, value: float, unit: str = "s") -> None:
         how = f"{load.how} v{load.version}"
-        cell = self.samples.setdefault((bench, load.count, how, unit), {})
+        cell = self.samples.setdefault((bench, load.count, load.paths, how, unit), {})
         cell.setdefault(system.name, []).append(value)
 
-    def rows(self) -> Iterator[tuple[str, int, str, str, float, str, float | None]]:
-        """(bench, n, how, unit, ours, peer's name, peer's median) of each pair."""
-        for (bench, count, how, unit), cell in self.samples.items():
+    def rows(self) -> Iterator[tuple[str, int, int, str, str, float, str, float | None]]:
+        """(bench, n, paths, how, unit, ours, peer's name, peer's median) of each pair."""
+        for (bench, count, paths, how, unit), cell in self.samples.items():
             own_name = next((each for each in OURS if each in cell), "")
             if not own_name:
                 continue
@@ -118,7 +122,8 @@ class Figures:
             peers = [name for name in cell if name not in OURS]
             for name in peers or ["-"]:
                 theirs = statistics.median(cell[name]) if name in cell else None
-                yield bench, count, how, unit, statistics.median(ours), name, theirs
+                middle = statistics.median(ours)
+                yield bench, count, paths, how, unit, middle, name, theirs
 
 
 class Stage:
@@ -256,7 +261,7 @@ class Bench:
         work: Callable[[type[System], Load], None] = getattr(self, name)
         what = f"{name} {load}"
         for kind in self._systems:
-            question = kind.name, name, load.how, load.version
+            question = kind.name, name, f"{load.how} {load.origins}", load.version
             if question in self._failed:
                 print(f"bench: {what}: {kind.name} has failed before; not asked", flush=True)
                 continue
@@ -391,8 +396,8 @@ def _next_hop(load: Load, number: int, host: int = 2) -> str:
 
 def table(figures: Figures) -> str:
     """The rows for people, with what was to be reached."""
-    lines = [("bench", "n", "how", "ours", "peer", "", "unit", "ratio", "target", "")]
-    for bench, count, how, unit, ours, name, theirs in figures.rows():
+    lines = [("bench", "n", "paths", "how", "ours", "peer", "", "unit", "ratio", "target", "")]
+    for bench, count, paths, how, unit, ours, name, theirs in figures.rows():
         ratio = ours / theirs if theirs else None
         target = BIRD_TARGETS.get(bench) if name == "bird" and count >= 10_000 else None
         verdict = ""
@@ -404,19 +409,32 @@ def table(figures: Figures) -> str:
         told = "-" if theirs is None else f"{theirs:.4g}"
         times = "-" if ratio is None else f"{ratio:.2f}"
         goal = "" if target is None else f"<= {target:g}"
-        lines.append(
-            (bench, str(count), how, f"{ours:.4g}", name, told, unit, times, goal, verdict)
-        )
+        cell = bench, str(count), str(paths), how
+        lines.append((*cell, f"{ours:.4g}", name, told, unit, times, goal, verdict))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(
         "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
     )
 
 
+def asked_tables(sizes: str | None, paths: str | None) -> list[tuple[int, int | None]]:
+    """How many prefixes each table has and of how many paths; None: as the announcer has it."""
+    counts = [int(each) for each in sizes.split(",")] if sizes else []
+    if paths is None:
+        return [(count, None) for count in counts or (1000, 10_000, 50_000, 100_000)]
+    wanted = [int(each) for each in paths.split(",")]
+    if not counts:
+        return [(BLOCKS * each, each) for each in wanted]
+    return [(count, each) for count in counts for each in wanted if each <= count]
+
+
 def main() -> int:
     """Runs the cells that are asked for; prints the table and writes the file."""
     parser = argparse.ArgumentParser(prog="bench-bgp", description=__doc__)
-    parser.add_argument("--sizes", default="1000,10000,50000,100000")
+    parser.add_argument("--sizes", help="prefixes; 1000,10000,50000,100000 if none is given")
+    parser.add_argument(
+        "--paths", help=f"distinct AS_PATHs; without --sizes, {BLOCKS} prefixes of each"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--systems", default=",".join(SYSTEMS))
     parser.add_argument("--families", default="4,6")
@@ -426,17 +444,17 @@ def main() -> int:
     options = parser.parse_args()
     systems = [ALL_SYSTEMS[name] for name in options.systems.split(",")]
     benches = options.benches.split(",")
-    sizes = [int(each) for each in options.sizes.split(",")]
+    tables = asked_tables(options.sizes, options.paths)
     with tempfile.TemporaryDirectory(prefix="s32bgp-") as directory, interruptible():
         stage = Stage(Path(directory))
         bench = Bench(stage, systems)
         try:
-            for count in sizes:
+            for count, paths in tables:
                 for version in map(int, options.families.split(",")):
                     for _ in range(options.rounds):
                         for how in options.how.split(","):
                             is_packed, origins = HOWS[how]
-                            load = Load(count, version, is_packed, origins)
+                            load = Load(count, version, is_packed, origins or paths)
                             for name in benches:
                                 # Only how a table comes depends on how it is packed.
                                 if is_packed or name == "table":
@@ -449,10 +467,11 @@ def main() -> int:
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w") as lines:
-        for each, count, how, unit, ours, name, theirs in bench.figures.rows():
+        for each, count, of_paths, how, unit, ours, name, theirs in bench.figures.rows():
             row = {
-                "bench": f"{each} {how}", "n": count, "ours": ours, "peer_name": name,
-                "peer": theirs, "unit": unit, "ratio": ours / theirs if theirs else None,
+                "bench": f"{each} {how}", "n": count, "paths": of_paths, "ours": ours,
+                "peer_name": name, "peer": theirs, "unit": unit,
+                "ratio": ours / theirs if theirs else None,
             }  # fmt: skip
             lines.write(json.dumps(row) + "\n")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from ipaddress import ip_address
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from bgp.paths import Update
 from bgp.update_decoder import UpdateDecoder
 from lab.bench.announcer import Load
-from lab.bench.bgp import Figures, table
+from lab.bench.bgp import Figures, asked_tables, table
 from lab.bench.speaker_alone import SpeakerAlone
 from lab.bench.systems import Bird, Slash32
 from tests.fakes.said import in_words
@@ -58,6 +59,37 @@ def test_a_detour_and_one_path_for_all():
     assert [Load(1).how, Load(1, is_packed=False).how, load.how] == ["packed", "single", "one-path"]
 
 
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_as_many_paths_as_asked_for_each_with_its_blocks(is_packed: bool):
+    """A cluster's table: every node a path of its own, whichever way it is packed."""
+    (count, paths), *others = asked_tables(None, "600,5000")
+    assert (count, others) == (2400, [(20_000, 5000)])
+    load = Load(count, 4, is_packed, paths)
+    updates = decoded(load.announce(ip_address("10.99.1.2"), 64512))
+    said = [path for update in updates for path in update.announced]
+    assert {path.prefix for path in said} == {load.prefix(index) for index in range(2400)}
+    blocks = Counter(path.as_path for path in said)
+    assert (len(blocks), set(blocks.values()), load.paths) == (600, {4}, 600)
+    assert all(len(path) == 2 for path in blocks)
+    stream = load.announce(ip_address("10.99.1.2"), 64512)
+    assert stream.count(b"\xff" * 16) == (600 if is_packed else 2400)
+
+
+def test_which_tables_are_asked_for():
+    """Sizes, paths, or each with each where there are enough prefixes."""
+    assert [count for count, _ in asked_tables(None, None)] == [1000, 10_000, 50_000, 100_000]
+    assert asked_tables("10,100", None) == [(10, None), (100, None)]
+    assert asked_tables("10,100", "5,50") == [(10, 5), (100, 5), (100, 50)]
+
+
+def test_tables_of_other_paths_are_other_rows(tmp_path):
+    """Else the median of both would be told."""
+    figures, ours = Figures(), Slash32(tmp_path, "x")
+    for paths in (None, 250, 500):
+        figures.note("load", Load(1000, 4, False, paths), ours, float(paths or 1))
+    assert [(row[2], row[5]) for row in figures.rows()] == [(250, 125.5), (500, 500.0)]
+
+
 def test_what_ours_may_not_exceed_is_said_without_a_peer(tmp_path):
     """Memory has a limit of its own, up to the size that it was promised for."""
     figures, ours = Figures(), Slash32(tmp_path, "x")
@@ -75,7 +107,7 @@ def test_the_speaker_alone_stands_for_ours_when_the_agent_is_left_out(tmp_path):
     figures.note("load", Load(1000), SpeakerAlone(tmp_path, "x"), 1.0)
     figures.note("load", Load(1000), Bird(tmp_path, "x"), 2.0)
     (row,) = figures.rows()
-    assert (row[4], row[5], row[6]) == (1.0, "bird", 2.0)
+    assert (row[5], row[6], row[7]) == (1.0, "bird", 2.0)
 
 
 def test_the_table_compares_medians_and_says_what_was_missed(tmp_path):
