@@ -70,7 +70,8 @@ soak: setup-dev
 
 .PHONY: fuzz
 FUZZ_CASES ?= 100000
-# FUZZ_ARGS='--only injection --keep --document docs/fuzzing.md': some targets; renew corpus and table.
+# FUZZ_ARGS='--only injection,journal': some targets; '--keep --document docs/fuzzing.md' with
+# FUZZ_CASES=1000000: the recorded campaign, its corpus and its table renewed.
 fuzz: setup-dev
 	@$(VENV)/bin/python -c 'import atheris' 2>/dev/null || \
 	    $(VENV)/bin/pip install -q --disable-pip-version-check --editable '.[fuzz]'

@@ -330,19 +330,22 @@ def differences(table: Table, owed: Listing, found: Listing | None) -> list[str]
     wrong: list[str] = []
     if found.table != owed.table:
         wrong.append(f"nftables table {table} was changed: {shown(found.table)}")
-    for name in owed.chains.keys() | found.chains.keys():
+    for name in owed.chains.keys() & found.chains.keys():
         wrong += _chain_differences(f"chain {name} of nftables table {table}", name, owed, found)
+    wrong += [
+        f"chain {name} of nftables table {table} was missing"
+        for name in owed.chains.keys() - found.chains.keys()
+    ]
+    # A foreign name may hold anything; ours are words.
+    wrong += [
+        f"chain {shown(name)} of nftables table {table} is foreign"
+        for name in found.chains.keys() - owed.chains.keys()
+    ]
     wrong += [f"nftables table {table} held a foreign {shown(each)}" for each in found.others]
     return sorted(wrong)
 
 
 def _chain_differences(what: str, name: str, owed: Listing, found: Listing) -> Iterator[str]:
-    if name not in found.chains:
-        yield f"{what} was missing"
-        return
-    if name not in owed.chains:
-        yield f"{what} is foreign"
-        return
     if found.chains[name] != owed.chains[name]:
         yield f"{what} was changed: {shown(found.chains[name])}"
     wanted, there = owed.rules.get(name, ()), found.rules.get(name, ())

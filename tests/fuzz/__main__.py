@@ -8,24 +8,25 @@ Exit code 1 when anything was found.
 from __future__ import annotations
 
 import argparse
-import json
+import multiprocessing
+import os
 import platform
 import re
 import subprocess
 import sys
-import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz import corpus
+from tests.fuzz.campaign import campaign
 from tests.fuzz.registry import TARGETS
 from tests.fuzz.target import Target
 
 ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- campaign: written by make fuzz -->", "<!-- end of campaign -->"
-SECONDS_A_CASE = 0.2
-"""A campaign that takes longer than this a case, and five minutes, is stopped."""
+CASES_MIN = 200
 
 
 def main() -> int:
@@ -34,65 +35,67 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=100_000, help="in all, shared by weight")
     parser.add_argument("--only", default="", help="targets, comma-separated")
     parser.add_argument("--keep", action="store_true", help="renew tests/fuzz/corpus")
-    parser.add_argument("--document", type=Path, help="put the table into this file")
     parser.add_argument(
-        "--results", type=Path, help="a file that remembers targets from one run to the next"
+        "--document", type=Path, help="put the table into this file; of one run over all targets"
     )
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="targets at a time")
     arguments = parser.parse_args()
     names = [name for name in arguments.only.split(",") if name] or list(TARGETS)
+    if arguments.document is not None and names != list(TARGETS):
+        parser.error("--document records a whole campaign, and --only is a part of one")
     targets = [TARGETS[name] for name in names]
-    weights = sum(target.weight for target in targets)
-    results: dict[str, dict[str, Any]] = {}
-    if arguments.results is not None and arguments.results.exists():
-        results = json.loads(arguments.results.read_text())
     lacking = {target.name: why for target in targets if (why := target.missing()) is not None}
     for name, why in lacking.items():
         print(f"{name}: NOT FUZZED, {why}", flush=True)  # noqa: T201
-    for target in targets:
-        if target.name in lacking:
-            continue
-        cases = max(200, -(-arguments.cases * target.weight // weights))
-        results[target.name] = campaign(target, cases, keep=arguments.keep)
-        print(line_of(target, results[target.name]), flush=True)  # noqa: T201
-        for where, found in results[target.name]["findings"].items():
-            print(f"  {where}: {found['what']}\n    {found['input'][:400]}")  # noqa: T201
-        if arguments.results is not None:
-            arguments.results.write_text(json.dumps(results))
-    table = table_of([TARGETS[name] for name in TARGETS if name in results], results)
+    shares = {
+        name: cases
+        for name, cases in cases_of(targets, arguments.cases).items()
+        if name not in lacking
+    }
+    head = commit()
+    begun_s = time.monotonic()
+    results: dict[str, dict[str, Any]] = {}
+    # A process a target: each opens sockets and loops, and switches logging off for itself.
+    with ProcessPoolExecutor(
+        arguments.workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1
+    ) as pool:
+        running = {
+            pool.submit(campaign, name, cases, keep=arguments.keep): name
+            for name, cases in shares.items()
+        }
+        for done in as_completed(running):
+            name = running[done]
+            results[name] = done.result()
+            print(line_of(TARGETS[name], results[name]), flush=True)  # noqa: T201
+            for where, found in results[name]["findings"].items():
+                print(f"  {where}: {found['what']}\n    {found['input'][:400]}", flush=True)  # noqa: T201
+    table = table_of(results, time.monotonic() - begun_s, head, arguments.workers, lacking=lacking)
     print(f"\n{table}")  # noqa: T201
     if arguments.document is not None:
         put_into(arguments.document, table)
     return 1 if any(result["findings"] for result in results.values()) else 0
 
 
-def campaign(target: Target, cases: int, *, keep: bool) -> dict[str, Any]:
-    """One target: what guided.py says, and how large its corpus is now."""
-    with tempfile.TemporaryDirectory(prefix="slash32-fuzz-") as name:
-        directory = Path(name)
-        for place in ("seeds", "found"):
-            (directory / place).mkdir()
-        seeds = [*target.seeds(), *corpus.read(target.name)]
-        for number, seed in enumerate(seeds):
-            (directory / "seeds" / str(number)).write_bytes(seed)
-        command = [sys.executable, "-m", "tests.fuzz.guided", target.name, str(cases), name]
+def cases_of(targets: list[Target], cases: int) -> dict[str, int]:
+    """How many of ``cases`` each target gets, in the order in which they are run: those of few
+    cases first, which take long, so that at the end no processor waits for one of them."""
+    weights = sum(target.weight for target in targets)
+    return {
+        target.name: max(CASES_MIN, -(-cases * target.weight // weights))
+        for target in sorted(targets, key=lambda each: each.weight)
+    }
+
+
+def commit() -> str:
+    """Of the code that is run, as git names it; "no commit" outside a checkout."""
+    try:
         done = subprocess.run(
-            command,
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=300 + cases * SECONDS_A_CASE,
-            check=False,
-        )
-        written = directory / "result.json"
-        if not written.exists():
-            raise SystemExit(f"{target.name}: no result; {done.stderr[-2000:]}")
-        result: dict[str, Any] = json.loads(written.read_text())
-        found = [each.read_bytes() for each in (directory / "found").iterdir()]
-    if keep:
-        corpus.write(target.name, corpus.chosen(target, [*corpus.read(target.name), *found]))
-    result["corpus"] = len(corpus.read(target.name))
-    return result
+            ["git", "describe", "--always", "--dirty", "--exclude=*"],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return "no commit"
+    return done.stdout.strip()
 
 
 def line_of(target: Target, result: dict[str, Any]) -> str:
@@ -105,18 +108,26 @@ def line_of(target: Target, result: dict[str, Any]) -> str:
     )
 
 
-def table_of(targets: list[Target], results: dict[str, dict[str, Any]]) -> str:
-    """All rows, and their sum."""
+def table_of(
+    results: dict[str, dict[str, Any]],
+    took_s: float,
+    commit: str,
+    workers: int,
+    *,
+    lacking: dict[str, str],
+) -> str:
+    """All rows in the registry's order, their sum, and what the machine had nothing for."""
     cases = sum(result["cases"] for result in results.values())
-    seconds = sum(result["seconds"] for result in results.values())
     findings = sum(len(result["findings"]) for result in results.values())
     lines = [
-        f"{cases:,} cases in {seconds / 60:.0f} minutes, {findings} findings "
-        f"(Python {platform.python_version()}, atheris {version('atheris')}).",
+        f"{cases:,} cases in one run of {took_s / 60:.0f} minutes, {findings} findings "
+        f"({commit}; {workers} at a time; Python {platform.python_version()}, "
+        f"atheris {version('atheris')}).",
         "",
         "| target | what it reads | cases | accepted | seconds | slowest, ms | kept | findings |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
-        *(line_of(target, results[target.name]) for target in targets),
+        *(line_of(TARGETS[name], results[name]) for name in TARGETS if name in results),
+        *(f"| {name} | not fuzzed: {why} | 0 | | | | | |" for name, why in lacking.items()),
     ]
     return "\n".join(lines)
 

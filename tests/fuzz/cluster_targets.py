@@ -298,7 +298,7 @@ TARGETS = (
         "resources that are damaged or gone from one pass to the next",
         last_peers,
         last_seeds,
-        weight=1,
+        weight=5,
     ),
     Target(
         "nft-listing",

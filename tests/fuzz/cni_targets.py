@@ -432,7 +432,7 @@ TARGETS = (
         link_alias,
         alias_seeds,
         (b"slash32|1|",),
-        weight=20,
+        weight=15,
     ),
     Target(
         "pod-annotations",

@@ -326,7 +326,7 @@ TARGETS = (
         text_seeds,
         (b"kind: ", b"spec:\n", b"apiVersion: slash32.io/v1"),
         floor=0.1,
-        weight=4,
+        weight=5,
     ),
     Target(
         "selector",
@@ -344,13 +344,13 @@ TARGETS = (
         cache_seeds,
         (b"slash32-cache 1 ",),
         floor=0.05,
-        weight=3,
+        weight=5,
     ),
     Target(
         "cache-body",
         "a damaged cache whose checksum holds",
         cache_body,
         body_seeds,
-        weight=3,
+        weight=5,
     ),
 )

@@ -264,7 +264,7 @@ TARGETS = (
         certain,
         certain_seeds,
         floor=0.2,
-        weight=1,
+        weight=10,
     ),
     Target(
         "bridge",

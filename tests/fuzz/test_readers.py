@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuzz.__main__ import cases_of
 from tests.fuzz.hunt import counted, table_of
 from tests.fuzz.registry import TARGETS
 
@@ -111,6 +112,14 @@ def test_every_reader_is_a_targets_or_says_why_not():
 def test_its_targets_exist(module: str):
     """Names are the registry's."""
     assert set(COVERED[module].split()) <= TARGETS.keys()
+
+
+def test_a_campaign_of_a_million_has_many_of_each():
+    """What docs/fuzzing.md promises of one run; a share that somebody made small is seen here."""
+    shares = cases_of(list(TARGETS.values()), 1_000_000)
+    assert shares.keys() == TARGETS.keys()
+    assert sum(shares.values()) >= 1_000_000
+    assert min(shares.values()) >= 20_000
 
 
 def test_the_page_names_what_is_no_target():

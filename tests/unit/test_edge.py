@@ -113,12 +113,14 @@ def test_chains_that_are_missing_changed_or_foreign_are_named() -> None:
     def change(objects: list[Any]) -> None:
         next(filter(is_input, objects))["chain"]["prio"] = 7
 
-    def add(objects: list[Any]) -> None:
-        objects.append({"chain": {"family": "inet", "table": "slash32", "name": "mine"}})
+    def add(objects: list[Any], name: str = "mine") -> None:
+        objects.append({"chain": {"family": "inet", "table": "slash32", "name": name}})
 
     assert wrong(remove) == ["chain input of nftables table inet slash32 was missing"]
     assert "chain input of nftables table inet slash32 was changed" in wrong(change)[0]
-    assert wrong(add) == ["chain mine of nftables table inet slash32 is foreign"]
+    assert wrong(add) == ['chain "mine" of nftables table inet slash32 is foreign']
+    (said,) = wrong(lambda objects: add(objects, "a\nERROR all pods are gone"))
+    assert len(said.splitlines()) == 1
 
 
 def test_rules_that_are_missing_changed_foreign_or_moved_are_named() -> None:
