@@ -102,6 +102,9 @@ def run_row(row: Row, world: World | None) -> Result:
     verdict = Verdict()
     skipped, begun_s = "", time.monotonic()
     try:
+        if world:
+            # What the row before left in motion would be held against this one.
+            world.at_ease()
         # A row of a stage without a lab looks at no world.
         row.run(cast(World, world), verdict)
         findings = world.at_rest() if world else []

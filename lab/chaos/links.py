@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
@@ -71,6 +71,29 @@ def silent_drop(world: World, verdict: Verdict) -> None:
     )
 
 
+def silent_drop_on_one_leg(world: World, verdict: Verdict) -> None:
+    """The link to one of two routers drops everything, for longer than the hold time: a flow by
+    the other loses nothing, one by that link until the hold time is over, both ways."""
+    with ExitStack() as pods:
+        flows = _flows_by_one_router(world, pods, set(world.tors))
+        victim, spared = world.tors
+        link = f"uplink{world.tors.index(victim)}"
+        with world.watching(*flows.values()) as watch:
+            with _dropping(world, "node1", link=link):
+                world.for_seconds(HOLD_S + 6.0)
+            world.settled()
+    hit, kept = (next(x for x in watch.losses if x.flow == flows[t].name) for t in world.tors)
+    verdict.note(
+        f"by {victim}: longest gap {hit.longest_gap_s:.2f} s of {HOLD_S + 6.0:g}; by {spared}: "
+        f"{kept.lost} of {kept.sent} lost"
+    )
+    verdict.must(hit.longest_gap_s <= HOLD_S + 0.5, f"silent for {hit.longest_gap_s:.2f} s")
+    verdict.must(
+        hit.longest_gap_s > SHORT_S, f"the control within this row: {hit.longest_gap_s:.2f} s only"
+    )
+    verdict.must(kept.lost == 0, f"{kept.lost} lost by {spared}, whose link is sound")
+
+
 def silent_drop_short(world: World, verdict: Verdict) -> None:
     """The same with a hold time of 3 s."""
     with world.bird_edited("tor1", (TIMERS, "hold time 3; keepalive time 1;")):
@@ -116,15 +139,17 @@ def _until_withdrawn(world: World) -> float:
 class _dropping:  # noqa: N801 - reads as a verb where it is used
     """A firewall rule that drops all that goes in or out by the uplink, while it lasts."""
 
-    def __init__(self, world: World, node: str, share_percent: int = 100) -> None:
+    def __init__(
+        self, world: World, node: str, share_percent: int = 100, link: str = "uplink0"
+    ) -> None:
         self._world, self._node = world, node
         condition = "" if share_percent == 100 else f"numgen random mod 100 < {share_percent} "
         self._rules = (
             "table inet chaos {\n"
             "  chain in { type filter hook prerouting priority -400; "
-            f'iifname "uplink0" {condition}drop; }}\n'
+            f'iifname "{link}" {condition}drop; }}\n'
             "  chain out { type filter hook postrouting priority 400; "
-            f'oifname "uplink0" {condition}drop; }}\n}}\n'
+            f'oifname "{link}" {condition}drop; }}\n}}\n'
         )
 
     def __enter__(self) -> None:
@@ -153,7 +178,7 @@ def one_of_two_routers_dies(world: World, verdict: Verdict) -> None:
 
     both = hops()
     with ExitStack() as pods:
-        flow, spared = _flow_by_one_router(world, pods)
+        ((spared, flow),) = _flows_by_one_router(world, pods).items()
         victim = next(tor for tor in world.tors if tor != spared)
         with world.watching(flow) as watch:
             for node in world.nodes:
@@ -174,20 +199,26 @@ def one_of_two_routers_dies(world: World, verdict: Verdict) -> None:
     verdict.must(not deleted, f"went as a whole: {deleted[:3]}")
 
 
-def _flow_by_one_router(world: World, pods: ExitStack) -> tuple[Flow, str]:
-    """A flow from a pod of node2 to one of node1 that takes one router in both directions, as the
-    kernels' hashes have it; pods are added until there is one."""
+def _flows_by_one_router(
+    world: World, pods: ExitStack, tors: Iterable[str] = ()
+) -> dict[str, Flow]:
+    """A flow by each of ``tors`` (by any one, if none is named), from a pod of node2 to one of
+    node1, that takes this router in both directions, as the kernels' hashes have it; pods are added
+    until there is one."""
     far = world.pod_on("node2")
     source = world.address_of(far)
-    for number in range(12):
-        sandbox, _ = pods.enter_context(world.extra_pod("node1", f"l5-{number}"))
+    found: dict[str, Flow] = {}
+    for number in range(24):
+        sandbox, _ = pods.enter_context(world.extra_pod("node1", f"by-{number}"))
         given = runtime.addresses_in(world.lab.runtime_of("node1").add(sandbox))
         target = next(each for each in given if ":" not in each)
         out = _uplink(world, "node2", target, source)
         if out == _uplink(world, "node1", source, target):
             tor = world.tors[int(out.removeprefix("uplink"))]
-            return Flow(f"by {tor}", far.namespace, target), tor
-    raise LabFailure("no flow takes one router in both directions")
+            found.setdefault(tor, Flow(f"by {tor}", far.namespace, target))
+            if found.keys() >= set(tors):
+                return found
+    raise LabFailure(f"no flow takes {' or '.join(tors) or 'one router'} in both directions")
 
 
 def _uplink(world: World, node: str, target: str, source: str) -> str:
@@ -250,9 +281,10 @@ def _refused(world: World, verdict: Verdict, cases: list[Refusal]) -> None:
     )
     for what, words, fields, pattern, cause in cases:
         with ExitStack() as stack:
+            # Undone last: at its end all must be well again.
+            stack.enter_context(world.bird_edited("tor1", (SESSION, words)))
             if fields:
                 stack.enter_context(world.peer_edited("node1", "tor1", fields))
-            stack.enter_context(world.bird_edited("tor1", (SESSION, words)))
             world.birdc("tor1", "restart", "node1")
             # What is known at first is that it ended; why it does not come back is what is owed.
             begun_s = time.monotonic()
@@ -508,6 +540,9 @@ ROWS = [
         "5 s, all kernel routes within 2 s of the session", _ONE, carrier_loss, is_quick=True),
     Row("L2", "all packets silently dropped, hold time 9 s, graceful restart on",
         f"withdrawn within 9.5 s, and (control of L3) not before {SHORT_S} s", _ONE, silent_drop),
+    Row("L2b", "all packets to one of two routers silently dropped (ECMP), hold time 9 s",
+        "by that router at most 9.5 s lost (and, the control within, over 3.9), by the other 0",
+        Stage.TWO_TORS, silent_drop_on_one_leg, control="R0"),
     Row("L5", "one of two routers dies (ECMP)", "one next hop within 1 s, no route goes whole, "
         "0 lost where the other is used", Stage.TWO_TORS, one_of_two_routers_dies, control="R0"),
     Row("L7", "20 % of packets lost both ways for 20 s", "the session holds", _ONE, lossy_link,

@@ -1,4 +1,4 @@
-"""What a fault costs: packets every 10 ms, and every route that changed while it lasted."""
+"""What a fault costs: packets every 8 ms, and every route that changed while it lasted."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,13 +17,14 @@ from typing import IO
 from lab import namespaces
 from lab.waiting import wait_until
 
-INTERVAL_S = 0.01
+INTERVAL_S = 0.008
+"""Two ticks of a kernel of 250 Hz, on which ping makes 17 ms of the 10 that are wanted."""
 READY_DEADLINE_S = 20.0
 END_DEADLINE_S = 15.0
 IN_FLIGHT = 20
 """Probes at the very end whose answer may still be under way: a busy machine is no loss."""
 
-_SEQUENCE = re.compile(rb"icmp_seq=(\d+) ttl=")
+_ANSWER = re.compile(rb"^\[(\d+\.\d+)\] .*icmp_seq=(\d+) ttl=", re.MULTILINE)
 _SENT = re.compile(rb"(\d+) packets transmitted")
 
 
@@ -75,8 +77,14 @@ class Watch:
         return text
 
 
-def loss_of(flow: str, output: bytes) -> Loss:
-    """Reads what ping printed. Pure.
+def loss_of(flow: str, output: bytes, *, begun_s: float, ended_s: float) -> Loss:
+    """Reads what ``ping -D`` printed. Pure.
+
+    Gaps are read from the clock, not from the number of probes: ping sends fewer of them while
+    routers refuse them, and on a machine that is busy.
+
+    Args:
+        begun_s, ended_s: when ping began and was ended, in seconds of the wall clock.
 
     Raises:
         ValueError: it has no summary.
@@ -85,13 +93,16 @@ def loss_of(flow: str, output: bytes) -> Loss:
     if summary is None:
         raise ValueError(f"{flow}: ping printed no summary: {output[-200:]!r}")
     sent = int(summary[1])
-    answered = sorted({int(found) for found in _SEQUENCE.findall(output)})
-    last = answered[-1] if answered else 0
+    came_s: dict[int, float] = {}
+    for time_s, number in _ANSWER.findall(output):
+        came_s.setdefault(int(number), float(time_s))
+    answered = sorted(came_s.items())
+    last = answered[-1][0] if answered else 0
     tail = sent - last
     lost = last - len(answered) + (tail if tail > IN_FLIGHT else 0)
-    edges = [0, *answered, *([sent + 1] if tail > IN_FLIGHT else [])]
-    widest = max((b - a - 1 for a, b in pairwise(edges)), default=0)
-    return Loss(flow, sent, lost, widest * INTERVAL_S)
+    edges = [(0, begun_s), *answered, *([(sent + 1, ended_s)] if tail > IN_FLIGHT else [])]
+    gaps = [until_s - since_s for (a, since_s), (b, until_s) in pairwise(edges) if b - a > 1]
+    return Loss(flow, sent, lost, max([0.0, *gaps]))
 
 
 @contextmanager
@@ -113,10 +124,11 @@ def watching(flows: Sequence[Flow], machines: Mapping[str, str]) -> Iterator[Wat
         }
         pings = {
             flow.name: stack.enter_context(
-                _running(flow.source, ["ping", "-n", "-i", str(INTERVAL_S), flow.address])
+                _running(flow.source, ["ping", "-D", "-n", "-i", str(INTERVAL_S), flow.address])
             )
             for flow in flows
         }
+        begun_s = time.time()
         # Before it has a handler of its own, SIGINT would end ping without its summary.
         wait_until(
             lambda: [name for name, p in pings.items() if not _catches_sigint(p.process.pid)],
@@ -125,7 +137,9 @@ def watching(flows: Sequence[Flow], machines: Mapping[str, str]) -> Iterator[Wat
         )
         yield watch
         for name, ping in pings.items():
-            watch.losses.append(loss_of(name, ping.end(signal.SIGINT)))
+            ended_s = time.time()
+            output = ping.end(signal.SIGINT)
+            watch.losses.append(loss_of(name, output, begun_s=begun_s, ended_s=ended_s))
         for name, monitor in monitors.items():
             text = monitor.end(signal.SIGTERM).decode(errors="replace")
             watch.route_events[name] = route_changes(text)

@@ -198,6 +198,10 @@ class World:
     def settled(self) -> None:
         """Returns when every agent finds nothing wrong and every router has every session."""
         self.wait(lambda: all(self.is_healthy(n) for n in self.nodes), "healthy agents")
+        self.at_ease()
+
+    def at_ease(self) -> None:
+        """The same without the agents' word, which costs a process each."""
         wait_until(self.lab.sessions_down, what="sessions", deadline_s=DEADLINE_S)
         wait_until(self.lab.missing_routes, what="routes", deadline_s=DEADLINE_S)
 
@@ -277,6 +281,8 @@ class World:
         finally:
             path.write_text(before)
             self.birdc(tor, "configure")
+        # Whatever was edited, BIRD may have begun every session anew, just now.
+        self.settled()
 
     @contextmanager
     def peer_edited(self, node: str, tor: str, fields: dict[str, Any]) -> Iterator[None]:

@@ -65,7 +65,10 @@ def test_rows_are_chosen_by_name_and_by_letter() -> None:
 
 
 def ping(answered: list[int], sent: int) -> bytes:
-    lines = [f"64 bytes from 10.0.0.1: icmp_seq={n} ttl=61 time=0.1 ms" for n in answered]
+    lines = [
+        f"[{1000 + n * 0.02:.6f}] 64 bytes from 10.0.0.1: icmp_seq={n} ttl=61 time=0.1 ms"
+        for n in answered
+    ]
     return "\n".join([*lines, f"{sent} packets transmitted, {len(answered)} received"]).encode()
 
 
@@ -73,19 +76,19 @@ def ping(answered: list[int], sent: int) -> bytes:
     ("answered", "sent", "lost", "gap_s"),
     [
         ([1, 2, 3, 4], 4, 0, 0.0),
-        ([1, 2, 6, 7], 7, 3, 0.03),
-        ([3, 4], 4, 2, 0.02),
+        ([1, 2, 6, 7], 7, 3, 0.08),
+        ([3, 4], 4, 2, 0.06),
         ([1, 2], 2 + IN_FLIGHT, 0, 0.0),
-        ([1, 2], 3 + IN_FLIGHT, 1 + IN_FLIGHT, 0.01 * (1 + IN_FLIGHT)),
-        ([], 100, 100, 1.0),
+        ([1, 2], 3 + IN_FLIGHT, 1 + IN_FLIGHT, 9.96),
+        ([], 100, 100, 10.0),
         ([2, 1, 3, 3], 3, 0, 0.0),
     ],
 )
-def test_loss_is_counted_by_sequence_number(
+def test_loss_is_counted_by_number_and_a_gap_by_the_clock(
     answered: list[int], sent: int, lost: int, gap_s: float
 ) -> None:
     """Gaps, a lost beginning, a lost end; answers late or twice are no loss."""
-    found = loss_of("x", ping(answered, sent))
+    found = loss_of("x", ping(answered, sent), begun_s=1000.0, ended_s=1010.0)
     assert (found.sent, found.lost) == (sent, lost)
     assert found.longest_gap_s == pytest.approx(gap_s)
 
@@ -93,7 +96,7 @@ def test_loss_is_counted_by_sequence_number(
 def test_ping_without_a_summary_is_no_measurement() -> None:
     """Killed, or never begun."""
     with pytest.raises(ValueError, match="no summary"):
-        loss_of("x", b"")
+        loss_of("x", b"", begun_s=0.0, ended_s=1.0)
 
 
 def test_the_kernels_own_routes_are_no_change() -> None:
