@@ -23,7 +23,6 @@ from collections.abc import (
     Set,
     ValuesView,
 )
-from typing import Any
 from weakref import WeakValueDictionary
 
 from bgp.judgement import Attributes
@@ -32,6 +31,7 @@ from bgp.path_table import PathTable
 from bgp.paths import (
     Address,
     Family,
+    Kin,
     Path,
     PathAttributes,
     Prefix,
@@ -53,49 +53,54 @@ class AttributeSets:
     """Gives the one object for each set of attributes; forgets those that nobody holds."""
 
     def __init__(self) -> None:
-        self._known: WeakValueDictionary[tuple[object, ...], PathAttributes] = WeakValueDictionary()
-        """By all that a PathAttributes is made of, its addresses as numbers."""
+        self._known: WeakValueDictionary[tuple[Kin, tuple[int, ...]], PathAttributes] = (
+            WeakValueDictionary()
+        )
+        self._kin: WeakValueDictionary[tuple[object, ...], Kin] = WeakValueDictionary()
+        """By all that it is made of, addresses as numbers."""
 
     def of(self, path: Path, peer: Address | None = None) -> PathAttributes:
         """Those of ``path``, as said by ``peer`` (None: by the path's own)."""
-        key = (
-            peer or path.peer,
-            path.next_hop,
-            path.as_path,
-            path.as_path_length,
-            path.origin,
-            path.med,
-            path.local_pref,
-            path.communities,
-            path.large_communities,
-            path.originator_id,
-            path.cluster_list,
-        )
-        return self._of_key(key)
+        return self.judged(peer or path.peer, path.next_hop, path)
 
-    def judged(self, peer: Address, next_hop: Address, attributes: Attributes) -> PathAttributes:
+    def judged(
+        self, peer: Address, next_hop: Address, attributes: Attributes | Path
+    ) -> PathAttributes:
         """Those that ``peer`` sent with this next hop."""
+        originator_id = attributes.originator_id
         key = (
-            peer,
-            next_hop,
-            attributes.as_path,
+            *plain_of(peer),
+            *plain_of(next_hop),
             attributes.as_path_length,
-            attributes.origin,
+            attributes.origin.value,
             attributes.med,
             attributes.local_pref,
             attributes.communities,
             attributes.large_communities,
-            attributes.originator_id,
-            attributes.cluster_list,
+            None if originator_id is None else int(originator_id),
+            tuple(map(int, attributes.cluster_list)),
         )
-        return self._of_key(key)
+        kin = self._kin.get(key)
+        if kin is None:
+            rest = (
+                attributes.as_path_length,
+                attributes.origin,
+                attributes.med,
+                attributes.local_pref,
+                attributes.communities,
+                attributes.large_communities,
+                attributes.originator_id,
+                attributes.cluster_list,
+            )
+            kin = self._kin[key] = Kin(peer, next_hop, rest)
+        return self.of_kin(kin, attributes.as_path)
 
-    def _of_key(self, key: tuple[Any, ...]) -> PathAttributes:
-        peer, next_hop, *rest = key
-        plain = (*plain_of(peer), *plain_of(next_hop), *rest)
-        known = self._known.get(plain)
+    def of_kin(self, kin: Kin, as_path: tuple[int, ...]) -> PathAttributes:
+        """Those of ``kin`` that have this path."""
+        key = kin, as_path
+        known = self._known.get(key)
         if known is None:
-            known = self._known[plain] = PathAttributes(*key)
+            known = self._known[key] = kin.with_path(as_path)
         return known
 
 
@@ -400,4 +405,4 @@ class _Values(ValuesView[tuple[PathAttributes, ...]]):
 
 
 def _next_hops(attributes: Iterable[PathAttributes]) -> set[Address]:
-    return {each.next_hop for each in set(attributes)}
+    return {kin.next_hop for kin in {each.kin for each in attributes}}

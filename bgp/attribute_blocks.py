@@ -74,6 +74,19 @@ def common_attributes(parts: Iterable[bytes], is_ebgp: bool) -> tuple[Attributes
     return Attributes(origin, as_path, len(as_path), med, local_pref, ()), hop
 
 
+def numbers_of(part: bytes) -> tuple[int, int] | None:
+    """Where the AS numbers of the AS_PATH in ``part`` are, which ``common_attributes`` has read:
+    one AS_SEQUENCE. None: it has none."""
+    offset, size = 0, len(part)
+    while offset < size:
+        start = offset + 3
+        end = start + part[offset + 2]
+        if part[offset + 1] == 2:
+            return start + 2, end
+        offset = end
+    return None
+
+
 def attributes_in(block: bytes) -> Iterator[tuple[int, bytes]]:
     """(type, value) of each path attribute."""
     offset, size = 0, len(block)

@@ -13,9 +13,13 @@ the prefixes are whole (which exabgp_hotpath.py has seen). **Certain** is meant:
 unusual, be it allowed or not (a PARTIAL bit, an extended community, an attribute that is there
 twice, one of a type not listed), is left to the full decoder.
 
-Nothing is replaced: ``Protocol`` gets a method that exabgp_hotpath.py asks if it is there. None of
-ExaBGP's code is copied, nothing of ours is imported. The fingerprints are of every decoder whose
-mind is read here.
+Which AS numbers stand in an AS_PATH is not looked at, here as in ExaBGP's decoder. So what has the
+same octets as something certain, such numbers apart, is as certain, and that is found in a tenth of
+the time (``Numbered``): most UPDATEs of a cluster differ in nothing else.
+
+Nothing is replaced: ``Protocol`` gets two members that exabgp_hotpath.py asks if they are there.
+None of ExaBGP's code is copied, nothing of ours is imported. The fingerprints are of every decoder
+whose mind is read here.
 """
 
 from __future__ import annotations
@@ -52,7 +56,15 @@ FINGERPRINTS = {
 
 _WELL_KNOWN, _OPTIONAL, _OPTIONAL_TRANSITIVE = 0x40, 0x80, 0xC0
 _EXTENDED_LENGTH = 0x10
-_MP_REACH = 14
+_AS_PATH, _MP_REACH = 2, 14
+_UPDATE_WITHDRAWS_NOTHING = b"\2\0\0"
+_SIZE_AT, _HEAD_BYTES = 5, 7
+"""Where, from a message's length on, the size of its attributes is and they begin, where it
+withdraws nothing before them."""
+_ONE_V6, _ALL_BUT_ONE_OCTET = 17, 120
+"""Octets of an IPv6 prefix that is longer than that."""
+NUMBERED_MOST = 1000
+"""Messages that differ in more than AS numbers; beyond, a session's begin anew."""
 _IPV4, _IPV6 = b"\x00\x01\x01", b"\x00\x02\x01"
 _IPV6_HOPS = 16, 32
 """Octets: a global address, alone or before a link-local one (RFC 2545 section 3)."""
@@ -144,8 +156,83 @@ def is_certain(shape: Shape, hop_sizes: Mapping[bytes, Collection[int]]) -> bool
     return are_sound(before + after)
 
 
+def numbers_in(attributes: bytes) -> tuple[int, int] | None:
+    """Where the AS numbers of these attributes, which are sound, begin and end: those of the only
+    segment of their AS_PATH. None: it has none, or several, or there is no AS_PATH."""
+    offset, size = 0, len(attributes)
+    while offset < size:
+        start = offset + 3
+        length = attributes[offset + 2]
+        if attributes[offset] & _EXTENDED_LENGTH:
+            length = length << 8 | attributes[start]
+            start += 1
+        if attributes[offset + 1] == _AS_PATH:
+            is_one = length > 2 and 2 + 4 * attributes[start + 1] == length
+            return (start + 2, start + length) if is_one else None
+        offset = start + length
+    return None
+
+
+class Numbered:
+    """What was certain in one session, without its AS numbers.
+
+    Messages are given from their length on. What must be the same includes the size of what the
+    numbers stand in: other octets would else pass for numbers.
+    """
+
+    def __init__(self) -> None:
+        self._places: dict[int, tuple[int, int]] = {}
+        """Where the numbers are, by the size of the attributes, of messages whose prefixes are all
+        behind these."""
+        self._around: set[tuple[bytes, bytes]] = set()
+        """Of such messages what is before the numbers, from the size of the attributes on, and what
+        of these is after them."""
+        self._places_v6: dict[int, tuple[int, int]] = {}
+        """The same by the size of the message, where the only prefix is the last thing in it."""
+        self._around_v6: set[tuple[bytes, bytes]] = set()
+        """Of such messages all before the numbers, and all after them but the prefix."""
+
+    def add(self, message: bytes, shape: Shape) -> None:
+        """A message that is certain."""
+        found = numbers_in(shape[1])
+        if found is None or message[3:5] != b"\0\0":
+            return
+        if len(self._around) + len(self._around_v6) >= NUMBERED_MOST:
+            self._around.clear()
+            self._around_v6.clear()
+        start, end = found[0] + _HEAD_BYTES, found[1] + _HEAD_BYTES
+        if len(shape) == 2:
+            stop = _HEAD_BYTES + len(shape[1])
+            self._places[len(shape[1])] = start, end
+            self._around.add((message[_SIZE_AT:start], message[end:stop]))
+        elif shape[2][1] == _MP_REACH and shape[3][:3] == _IPV6:
+            head_at = _HEAD_BYTES + len(shape[1]) + (4 if shape[2][0] & _EXTENDED_LENGTH else 3)
+            is_one = head_at + len(shape[3]) + _ONE_V6 == len(message)
+            if is_one and message[-_ONE_V6] > _ALL_BUT_ONE_OCTET:
+                self._places_v6[len(message)] = start, end
+                self._around_v6.add((message[:start], message[end:-_ONE_V6]))
+
+    def prefixes_at(self, message: bytes) -> int:
+        """Where its prefixes begin, of a message that is certain if these are whole; else 0."""
+        if len(message) < _HEAD_BYTES or message[2:_SIZE_AT] != _UPDATE_WITHDRAWS_NOTHING:
+            return 0
+        size = message[_SIZE_AT] << 8 | message[_SIZE_AT + 1]
+        stop = _HEAD_BYTES + size
+        place = self._places.get(size)
+        if place is not None and len(message) > stop:
+            start, end = place
+            is_same = (message[_SIZE_AT:start], message[end:stop]) in self._around
+            return stop if is_same else 0
+        place = self._places_v6.get(len(message))
+        if place is None:
+            return 0
+        start, end = place
+        is_same = (message[:start], message[end:-_ONE_V6]) in self._around_v6
+        return len(message) - _ONE_V6 if is_same else 0
+
+
 def install() -> None:
-    """Gives ``Protocol`` the method. Called once, with the fingerprints checked."""
+    """Gives ``Protocol`` the two. Called once, with the fingerprints checked."""
     module = importlib.import_module("exabgp.reactor.protocol")
     families = importlib.import_module("exabgp.protocol.family")
     afi, safi = families.AFI, families.SAFI
@@ -163,4 +250,11 @@ def install() -> None:
                 hop_sizes[code] = sizes
         return bool(negotiated.asn4) and is_certain(shape, hop_sizes)
 
+    def numbered(self: Any) -> Numbered:
+        found: Numbered | None = getattr(self, "_slash32_numbered", None)
+        if found is None:
+            found = self._slash32_numbered = Numbered()
+        return found
+
     module.Protocol.slash32_is_certainly_sound = is_certainly_sound
+    module.Protocol.slash32_numbered = property(numbered)

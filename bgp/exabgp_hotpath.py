@@ -20,7 +20,8 @@ nothing of ours is imported, and each change is shaped so that it can be offered
   and a call a message only to find that out.
 
 Most UPDATEs of a cluster say one long prefix, and it stands at the end: what precedes it is looked
-up as a whole, between one marker and the next, and only what is not known so is taken apart.
+up as a whole, between one marker and the next, and only what is not known so is taken apart. Every
+node is a path of its own: what differs from something certain in AS numbers alone is as certain.
 
 Nothing is held back: what is read is written at once, at most BATCH_BYTES of it, and then the other
 sessions have their turn.
@@ -74,6 +75,8 @@ _PLAIN_TYPES = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 32, 35})
 _IPV6 = b"\x00\x02\x01"
 _ONE_V4, _ONE_V6 = 5, 17
 """Octets of a prefix as long as they are in a cluster."""
+_HEAD_BYTES = 7
+"""From a message's length on, up to its attributes, where it withdraws nothing before them."""
 _ONE_GONE, _GONE = b"\x00\x1c\x02\x00\x05", (b"w-", b"")
 """Of a message that withdraws one, what precedes its prefix; and its shape."""
 _LENGTHS_OF = {_ONE_V4: range(25, 33), _ONE_V6: range(121, 129)}
@@ -198,12 +201,17 @@ def one_prefix_at_the_end(body: bytes, shape: Shape) -> int:
 class Known:
     """The shapes that passed the full decoder in one session.
 
+    Args:
+        numbered: what exabgp_certain.py knows of this session apart from AS numbers; None where it
+            is not installed.
+
     Attributes:
         heads: what precedes the only prefix in a message of those, from its length on; by the
             octets of that prefix.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, numbered: Any = None) -> None:
+        self.numbered = numbered
         self._shapes: set[Shape] = set()
         self._bytes = 0
         self.heads: dict[int, set[bytes]] = {_ONE_V4: set(), _ONE_V6: set()}
@@ -218,12 +226,15 @@ class Known:
 
     def add(self, shape: Shape) -> None:
         """Of an UPDATE that the full decoder had no remark on."""
-        self._bytes += 200 + sum(map(len, shape))
+        self._count(200 + sum(map(len, shape)))
+        self._shapes.add(shape)
+
+    def _count(self, more: int) -> None:
+        self._bytes += more
         if self._bytes > KNOWN_BYTES:
-            self._shapes, self._bytes = set(), 0
+            self._shapes, self._bytes = set(), more
             for heads in self.heads.values():
                 heads.clear()
-        self._shapes.add(shape)
 
     def is_alike(self, message: bytes) -> bool:
         """Whether a message, from its length on, needs no decoding: found at a glance, where it has
@@ -245,10 +256,29 @@ class Known:
 
     def remember(self, message: bytes, shape: Shape) -> None:
         """Of a message that needs no decoding: the like of it are then found at a glance."""
-        size = one_prefix_at_the_end(message[3:], shape)
+        self._remember(message, one_prefix_at_the_end(message[3:], shape))
+
+    def _remember(self, message: bytes, size: int) -> None:
         if size:
-            self._bytes += 100 + len(message)
+            self._count(100 + len(message))
             self.heads[size].add(message[:-size])
+
+    def differs_in_numbers(self, message: bytes, longest: int) -> bool:
+        """Whether a message, from its length on, is like one that was certain but for its AS
+        numbers, and so needs no decoding either. It is remembered."""
+        at = 0 if self.numbered is None else self.numbered.prefixes_at(message)
+        if not at or not (message[0] << 8 | message[1]) == len(message) + len(_MARKER) <= longest:
+            return False
+        prefixes = message[at:]
+        # Behind all attributes, or the last thing in them.
+        is_v4 = at == _HEAD_BYTES + (message[5] << 8 | message[6])
+        if not prefixes or not _are_whole(prefixes, 32 if is_v4 else 128):
+            return False
+        if is_v4 and len(prefixes) == _ONE_V4 and prefixes[0] in _LENGTHS_OF[_ONE_V4]:
+            self._remember(message, _ONE_V4)
+        elif not is_v4 and len(prefixes) == _ONE_V6 and prefixes[0] in _LENGTHS_OF[_ONE_V6]:
+            self._remember(message, _ONE_V6)
+        return True
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -352,7 +382,7 @@ def _known_good_at_once() -> None:
     def read_message(self: Any) -> Iterator[Any]:
         known = getattr(self, "slash32_known", None)
         if known is None:
-            known = self.slash32_known = Known()
+            known = self.slash32_known = Known(getattr(self, "slash32_numbered", None))
         if not is_eligible(self):
             yield from original(self)
             return
@@ -420,8 +450,10 @@ def _known_good_at_once() -> None:
             return
         heads, longest = known.heads[_ONE_V4], self.connection.msg_size
         for message in messages:
-            if (message[:-_ONE_V4] in heads and 25 <= message[-_ONE_V4] <= 32) or known.is_alike(
-                message
+            if (
+                (message[:-_ONE_V4] in heads and 25 <= message[-_ONE_V4] <= 32)
+                or known.is_alike(message)
+                or known.differs_in_numbers(message, longest)
             ):
                 yield message
             elif (
@@ -429,18 +461,20 @@ def _known_good_at_once() -> None:
                 and message[2] == _UPDATE
                 and (message[0] << 8 | message[1]) == len(message) + len(_MARKER) <= longest
                 and (shape := shape_of(message[3:])) is not None
-                and (known.has_shape(shape) or is_certain(self, known, shape))
+                and (known.has_shape(shape) or is_certain(self, known, shape, message))
             ):
                 known.remember(message, shape)
                 yield message
             else:
                 return
 
-    def is_certain(self: Any, known: Known, shape: Shape) -> bool:
+    def is_certain(self: Any, known: Known, shape: Shape, message: bytes = b"") -> bool:
         judge = getattr(self, "slash32_is_certainly_sound", None)
         if judge is None or not judge(shape):
             return False
         known.add(shape)
+        if known.numbered is not None and message:
+            known.numbered.add(message, shape)
         return True
 
     def write(self: Any, raw: bytearray) -> None:

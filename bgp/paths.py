@@ -138,6 +138,33 @@ class Path:
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Kin:
+    """What PathAttributes have in common that differ in their AS numbers alone: one object for all
+    of them, for in a cluster every node is a path of its own, and nothing else tells them apart.
+
+    Attributes:
+        rest: from ``as_path_length`` to ``cluster_list``, as a PathAttributes has them.
+    """
+
+    peer: Address
+    next_hop: Address
+    rest: tuple[
+        int,
+        Origin,
+        int | None,
+        int | None,
+        tuple[str, ...],
+        tuple[str, ...],
+        IPv4Address | None,
+        tuple[IPv4Address, ...],
+    ]
+
+    def with_path(self, as_path: tuple[int, ...]) -> PathAttributes:
+        """One of them; ``adj_rib.AttributeSets`` sees that there is one alone."""
+        return PathAttributes(self, self.peer, self.next_hop, as_path, *self.rest)
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class PathAttributes:
     """All of a Path but its prefix: what one peer says alike of many prefixes.
 
@@ -145,6 +172,7 @@ class PathAttributes:
     one, so that a hundred thousand routes are compared, and decided on, by identity.
     """
 
+    kin: Kin = field(repr=False)
     peer: Address
     next_hop: Address
     as_path: tuple[int, ...] = ()

@@ -31,6 +31,7 @@ from bgp.attribute_blocks import (
 )
 from bgp.exabgp_commands import ProtocolError
 from bgp.judgement import Attributes, judge_attributes, judge_next_hop
+from bgp.likeness import Likeness
 from bgp.nlri import BadNlri, Nlri, has_host_bits, prefix_of, split
 from bgp.paths import (
     Address,
@@ -132,6 +133,7 @@ class UpdateDecoder:
         """Of blocks with an MP_REACH_NLRI: (what is before it, its head, what follows)."""
         self._reach_at: dict[tuple[Address, bool], int] = {}
         """Where in the block it was found the last time: a guess."""
+        self._likeness: dict[tuple[Address, bool], Likeness] = {}
         self._hops: dict[tuple[bytes, bool], Address | str] = {}
         """Of next hops as they came, and whether for IPv4: the one to use, or why there is none."""
         self._remembered = 0
@@ -282,10 +284,15 @@ class UpdateDecoder:
     def _new_plain(self, peer: Address, block: bytes, is_ebgp: bool) -> Judged | None:
         """What routes with attributes that are met for the first time become; None where it takes
         a longer look. Every node's block has a path of its own."""
-        quick = common_attributes((block,), is_ebgp)
-        if quick is None or not quick[1]:
-            return None
-        judged = self._judged(peer, quick[0], quick[1], Family.IPV4)
+        likeness = self._likeness_of(peer, is_ebgp)
+        judged: Judged | None = likeness.find(block)
+        if judged is None:
+            quick = common_attributes((block,), is_ebgp)
+            if quick is None or not quick[1]:
+                return None
+            judged = self._judged(peer, quick[0], quick[1], Family.IPV4)
+            if not isinstance(judged, str):
+                likeness.learn(judged, block)
         self._remember()
         self._plain[peer, is_ebgp][block] = judged
         return judged
@@ -295,13 +302,24 @@ class UpdateDecoder:
     ) -> Judged | None:
         """The same of attributes around an MP_REACH_NLRI."""
         before, head, after = key
-        quick = common_attributes((before, after), is_ebgp) if head[:3] == _IPV6 else None
-        if quick is None:
-            return None
-        judged = self._judged(peer, quick[0], head[4:-1], Family.IPV6)
+        likeness = self._likeness_of(peer, is_ebgp)
+        judged: Judged | None = likeness.find(before, head, after)
+        if judged is None:
+            quick = common_attributes((before, after), is_ebgp) if head[:3] == _IPV6 else None
+            if quick is None:
+                return None
+            judged = self._judged(peer, quick[0], head[4:-1], Family.IPV6)
+            if not isinstance(judged, str):
+                likeness.learn(judged, before, head, after)
         self._remember()
         self._reach[peer, is_ebgp][key] = judged
         return judged
+
+    def _likeness_of(self, peer: Address, is_ebgp: bool) -> Likeness:
+        found = self._likeness.get((peer, is_ebgp))
+        if found is None:
+            found = self._likeness[peer, is_ebgp] = Likeness(self._sets)
+        return found
 
     def _one_v6(self, peer: Address, block: bytes, is_ebgp: bool, batch: _Batch) -> bool:
         """An UPDATE of nothing but these attributes, when it announces by attributes that are known
@@ -359,12 +377,18 @@ class UpdateDecoder:
         end = start + int.from_bytes(body[start - 2 : start], "big")
         if end > len(body):
             raise BadNlri(f"an UPDATE whose fields exceed its {len(body)} bytes")
-        gone, unsound = split(body, 2, start - 2, Family.IPV4)
-        announced, odd = split(body, end, len(body), Family.IPV4)
         block = body[start:end]
+        found = self._plain[peer, is_ebgp].get(block)
+        if found is None and end < len(body):
+            found = self._new_plain(peer, block, is_ebgp)
+        announced, odd = split(body, end, len(body), Family.IPV4)
+        if start == 4 and found is not None and not odd:
+            # Every node's blocks, packed as a router does.
+            batch.announce(announced, found)
+            return None
+        gone, unsound = split(body, 2, start - 2, Family.IPV4)
         if not (block or gone or announced or unsound or odd):
             return Family.IPV4
-        found = self._plain[peer, is_ebgp].get(block)
         reach: tuple[Judged, list[Nlri], list[Nlri]] | None = None
         if found is None:
             parts = split_block(block)
@@ -453,3 +477,5 @@ class UpdateDecoder:
                 plain.clear()
             for reach in self._reach.values():
                 reach.clear()
+            for likeness in self._likeness.values():
+                likeness.clear()

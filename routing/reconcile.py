@@ -496,7 +496,8 @@ class Reconciler:
     ) -> Inputs:
         plan = self._sessions.plan
         offers = self._speaker.offers()
-        next_hops = {each.next_hop for said in set(offers.values()) for each in said}
+        kin = {each.kin for said in set(offers.values()) for each in said}
+        next_hops = {each.next_hop for each in kin}
         in_use = self.report.desired.remote.next_hops()
         return Inputs(
             node=self._node,

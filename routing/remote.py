@@ -15,14 +15,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import overload
 
-from bgp.adj_rib import Offers, plain_of
+from bgp.adj_rib import Offers
 from bgp.nlri import Nlri, nlri_of, prefix_of
-from bgp.paths import Path, PathAttributes
+from bgp.paths import Kin, Path, PathAttributes
 from routing.classes import PrefixClass, PrefixClasses
 from routing.import_policy import (
     MAX_PREFIX,
@@ -171,7 +171,8 @@ class Remote:
 
     def next_hops(self) -> set[Address]:
         """The next hops of all that is used."""
-        return {each.next_hop for outcome in set(self.outcomes.values()) for each in outcome.best}
+        kin = {each.kin for outcome in set(self.outcomes.values()) for each in outcome.best}
+        return {each.next_hop for each in kin}
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +194,10 @@ class Decisions:
         self._memo: dict[PrefixClass, dict[Said, Outcome]] = {}
         self._remembered = 0
         self._compared_asns = frozenset(rules.compared_asns())
-        self._guises: dict[Guise, tuple[Hops | None, tuple[int, ...]]] = {}
+        self._guises: dict[Guise, tuple[Hops | None, tuple[int, ...] | None]] = {}
         """Of kinds of which all is used or passed over, nothing refused: where they lead, and which
-        of what is said is used."""
-        self._near: dict[PathAttributes, bool] = {}
+        of what is said is used; None: all of it, in its order."""
+        self._near: dict[Kin, bool] = {}
         self._far_hops: frozenset[Address] = frozenset()
         """The next hops on no link of ours, as of the last ``all``."""
         self._far_numbers: dict[int, list[int]] = {32: [], 128: []}
@@ -217,14 +218,14 @@ class Decisions:
             self._learner = Learner(self.rules)
         return self._learner
 
-    def is_near(self, attributes: PathAttributes) -> bool:
-        """Whether no route but a link's has a say in where the next hop is."""
-        known = self._near.get(attributes)
+    def is_near(self, kin: Kin) -> bool:
+        """Whether no route but a link's has a say in where their next hop is."""
+        known = self._near.get(kin)
         if known is None:
-            known = self.learner.is_near(attributes.peer, attributes.next_hop)
+            known = self.learner.is_near(kin.peer, kin.next_hop)
             if len(self._near) >= MEMO_MAX:
                 self._near.clear()
-            self._near[attributes] = known
+            self._near[kin] = known
         return known
 
     def all(self, offers: Offers) -> Decided:
@@ -279,11 +280,10 @@ class Decisions:
             return None
         far = self._far_hops
         kinds = set(offers.values())
-        for said in kinds:
-            for each in said:
-                # Addresses are hashed in Python: not once a path for an empty set.
-                if not (far and each.next_hop in far) and not self.is_near(each):
-                    return None
+        for each in _kin(kinds):
+            # Addresses are hashed in Python: not once a path for an empty set.
+            if not (far and each.next_hop in far) and not self.is_near(each):
+                return None
         if far and any(self._carries(nlri) for nlri in offers):
             return None
         if self._most and before is not None and received is not None:
@@ -389,12 +389,8 @@ class Decisions:
         return found
 
     def _known_far(self, offers: Offers) -> frozenset[Address]:
-        return frozenset(
-            each.next_hop
-            for said in set(offers.values())
-            for each in said
-            if not self.is_near(each)
-        )
+        kin = _kin(set(offers.values()))
+        return frozenset(each.next_hop for each in kin if not self.is_near(each))
 
     def _carries(self, nlri: Nlri) -> bool:
         """Whether a next hop that is not on a link of ours is inside this prefix."""
@@ -458,7 +454,8 @@ class Decisions:
             if outcome is not None and not outcome.rejected and not outcome.conflicts:
                 places = {each: at for at, each in enumerate(outcome.said)}
                 used = tuple(places[each] for each in outcome.best)
-                self._guises[guise] = outcome.hops, used
+                is_all = used == tuple(range(len(outcome.said)))
+                self._guises[guise] = outcome.hops, None if is_all else used
         strange: list[int] = []
         for place, guise in enumerate(guises):
             if found[place] is not None:
@@ -467,9 +464,10 @@ class Decisions:
             if like is None:
                 strange.append(place)
                 continue
-            hops, used = like
+            hops, chosen = like
             (_, said), nlris = kinds[place]
-            found[place] = Outcome(hops, tuple(said[at] for at in used), (), (), said, nlris[0])
+            best = said if chosen is None else tuple([said[at] for at in chosen])
+            found[place] = Outcome(hops, best, (), (), said, nlris[0])
         self._ask(kinds, strange, found)
         return [outcome for outcome in found if outcome is not None]
 
@@ -490,24 +488,11 @@ class Decisions:
         numbers: dict[int, int] = {}
         guise: list[object] = [there]
         for each in said:
-            guise += (
-                *plain_of(each.peer),
-                *plain_of(each.next_hop),
-                tuple(
-                    [
-                        asn if asn in compared else ~numbers.setdefault(asn, len(numbers))
-                        for asn in each.as_path
-                    ]
-                ),
-                each.as_path_length,
-                each.origin,
-                each.med,
-                each.local_pref,
-                each.communities,
-                each.large_communities,
-                each.originator_id,
-                each.cluster_list,
-            )
+            guise.append(each.kin)
+            guise += [
+                asn if asn in compared else ~numbers.setdefault(asn, len(numbers))
+                for asn in each.as_path
+            ]
         return tuple(guise)
 
     def _far(self, offers: Offers) -> set[Nlri]:
@@ -516,7 +501,8 @@ class Decisions:
             each
             for said in set(offers.values())
             for each in said
-            if not self.is_near(each) and next(_covering(each.next_hop, offers), None) is not None
+            if not self.is_near(each.kin)
+            and next(_covering(each.next_hop, offers), None) is not None
         }
         if not carried:
             return set()
@@ -536,13 +522,21 @@ class Decisions:
         return {nlri: outcomes[nlri] for nlri in far}
 
 
+def _kin(kinds: Iterable[Said]) -> set[Kin]:
+    """Of all that is said."""
+    return {each.kin for said in kinds for each in said}
+
+
 def _received(offers: Offers) -> dict[Address, int]:
     """How many prefixes each peer sends."""
-    by_said = Counter(offers.values())
-    received: dict[Address, int] = {}
-    for said, number in by_said.items():
+    by_kin: dict[Kin, int] = {}
+    for said, number in Counter(offers.values()).items():
         for each in said:
-            received[each.peer] = received.get(each.peer, 0) + number
+            kin = each.kin
+            by_kin[kin] = by_kin.get(kin, 0) + number
+    received: dict[Address, int] = {}
+    for kin, number in by_kin.items():
+        received[kin.peer] = received.get(kin.peer, 0) + number
     return received
 
 

@@ -23,6 +23,7 @@ COVERED = {
     "bgp/conf_file.py": "conf-file",
     "bgp/exabgp_api.py": "exabgp-line exabgp-event conversation",
     "bgp/json_fields.py": "exabgp-line exabgp-event",
+    "bgp/likeness.py": "update-decoder update-fields exabgp-certain",
     "bgp/nlri.py": "update-decoder update-fields exabgp-certain",
     "bgp/reasons.py": "exabgp-event",
     "bgp/update_decoder.py": "update-decoder update-fields exabgp-certain conversation",

@@ -24,6 +24,7 @@ from tests.fakes.bgp_wire import (
     update,
 )
 from tests.fakes.exabgp_sessions import Session, certain, hot_path, load
+from tests.property.test_exabgp_hotpath import said
 
 PEER = 64512
 HOP = ip_address("2001:db8::2").packed
@@ -180,3 +181,106 @@ def test_a_session_of_two_octets_is_exabgps_alone():
         session = Session(peer_asn=PEER, asn4=False)
         session.feed(message(2, update(nlri("10.0.0.0/26"), BASE)), [])
     assert all('"slash32"' not in line for line in session.lines)
+
+
+FIRST = {
+    "IPv4": update(nlri("10.0.0.0/26"), SOUND["ORIGIN"] + as_path(PEER, 65001) + SOUND["NEXT_HOP"]),
+    "IPv4, several": update(
+        nlri("10.0.0.0/26", "10.0.0.64/26"),
+        SOUND["ORIGIN"] + b"\x50\x02\x00\x0a" + as_path(PEER, 65001)[3:] + SOUND["NEXT_HOP"],
+    ),
+    "IPv6": update(
+        attributes=SOUND["ORIGIN"] + as_path(PEER, 65001) + reach(HOP, nlri("fd00::/122"))
+    ),
+}
+NUMBERS = as_path(PEER, 65001)[5:]
+OTHERS = [0, 1, 23456, 64601, 65535, 0x02010000, 0x40020602, 0xFFFFFFFF]
+
+
+def other_numbers(body: bytes, one: int, other: int) -> bytes:
+    return body.replace(NUMBERS, one.to_bytes(4, "big") + other.to_bytes(4, "big"))
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_other_as_numbers_are_as_certain_and_nothing_else_is(name: str):
+    """Every octet of the message but these and its prefixes."""
+    body = FIRST[name]
+    certain_module, shape_of = load("exabgp_certain"), load("exabgp_hotpath").shape_of
+    hot = message(2, body)[16:]
+    numbered = certain_module.Numbered()
+    assert not numbered.prefixes_at(hot)
+    numbered.add(hot, shape_of(body))
+    at = numbered.prefixes_at(hot)
+    assert hot[at:] == (nlri("fd00::/122") if name == "IPv6" else body[body.index(b"\x1a\x0a") :])
+    place = hot.index(NUMBERS)
+    for octet in range(len(hot)):
+        changed = hot[:octet] + bytes([hot[octet] ^ 1]) + hot[octet + 1 :]
+        is_same = place <= octet < place + 8 or octet >= at
+        # Its own size is for who asks to compare, where it is not among what must be the same.
+        if octet >= 2 or name == "IPv6":
+            assert bool(numbered.prefixes_at(changed)) == is_same, octet
+    for size in range(len(hot)):
+        assert not numbered.prefixes_at(hot[:size]) or at < size
+
+
+def test_other_octets_never_pass_for_as_numbers():
+    """A path that is longer, with all else as it was: what it says of its size counts."""
+    module, shape_of = load("exabgp_certain"), load("exabgp_hotpath").shape_of
+    numbered = module.Numbered()
+    for asns in ((PEER, 65001), (PEER, 65001, 65002)):
+        body = update(nlri("10.0.0.0/26"), SOUND["ORIGIN"] + as_path(*asns) + SOUND["NEXT_HOP"])
+        numbered.add(message(2, body)[16:], shape_of(body))
+    # As long as the second, and says of itself that it is as long as the first.
+    short = as_path(PEER, 65001) + b"\x80\x80\x01\x00"
+    body = update(nlri("10.0.0.0/26"), SOUND["ORIGIN"] + short + SOUND["NEXT_HOP"])
+    assert not numbered.prefixes_at(message(2, body)[16:])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(sorted(FIRST)),
+    st.sampled_from(OTHERS),
+    st.sampled_from(OTHERS),
+    st.lists(st.tuples(st.integers(0, 90), st.integers(0, 255)), max_size=2),
+    st.binary(max_size=6),
+)
+def test_what_follows_something_certain_is_read_as_stock_reads_it(name, one, other, flips, tail):
+    """Like it but for AS numbers, or damaged anywhere: the same routes, the same end."""
+    first = FIRST[name]
+    second = bytearray(other_numbers(first, one, other) + tail)
+    for place, value in flips:
+        if place < len(second):
+            second[place] = value
+    stream = message(2, first) * 2 + message(2, bytes(second)) + message(2, first)
+    stock = Session(peer_asn=PEER)
+    stock_end = stock.feed(stream, [])
+    with hot_path(), certain():
+        tuned = Session(peer_asn=PEER)
+        tuned_end = tuned.feed(stream, [])
+    assert (said(tuned), tuned_end) == (said(stock), stock_end)
+    if not flips and not tail:
+        assert len(tuned.lines) == 1
+
+
+def test_a_full_memory_begins_anew():
+    """A peer whose UPDATEs differ in more than AS numbers costs no more than that."""
+    module, shape_of = load("exabgp_certain"), load("exabgp_hotpath").shape_of
+    numbered = module.Numbered()
+    for med in range(module.NUMBERED_MOST + 5):
+        block = BASE + attribute(4, med.to_bytes(4, "big"), 0x80)
+        body = update(nlri("10.0.0.0/26"), block)
+        numbered.add(message(2, body)[16:], shape_of(body))
+        assert numbered.prefixes_at(message(2, body)[16:])
+    assert len(numbered._around) == 5
+
+
+def test_what_is_remembered_of_very_many_paths_is_bounded():
+    """Each of them is found by what precedes its prefix, until there are too many."""
+    module: Any = load("exabgp_hotpath")
+    module.KNOWN_BYTES = 20_000
+    body = FIRST["IPv4"]
+    known = module.Known(load("exabgp_certain").Numbered())
+    known.numbered.add(message(2, body)[16:], module.shape_of(body))
+    for asn in range(1000):
+        assert known.differs_in_numbers(message(2, other_numbers(body, PEER, asn))[16:], 4096)
+    assert 0 < sum(map(len, known.heads.values())) < 200

@@ -73,9 +73,15 @@ more = st.sampled_from(
         b"\x40",
     ]
 )
+asns = st.sampled_from([0, 1, 23456, 64601, 65535, 0x02010000, 0xFFFFFFFF, 0x40020602])
+"""Numbers that mean something to somebody, or that look like what stands around them."""
 attributes = st.builds(
     lambda asns, extra: path_attributes(*asns, more=extra),
-    st.sampled_from([(PEER,), (PEER, 65001), (PEER, 65001, 65002)]),
+    st.one_of(
+        st.sampled_from([(PEER,), (PEER, 65001), (PEER, 65001, 65002)]),
+        st.tuples(st.just(PEER), asns),
+        st.tuples(asns, asns),
+    ),
     more,
 )
 bodies = st.one_of(
@@ -83,9 +89,10 @@ bodies = st.one_of(
     st.builds(update, prefixes_v4, attributes),
     st.builds(lambda gone: update(withdrawn=gone), prefixes_v4),
     st.builds(
-        lambda new, extra: update(
-            attributes=path_attributes(PEER, next_hop=None, more=extra) + reach(GLOBAL, new)
+        lambda asn, new, extra: update(
+            attributes=path_attributes(PEER, asn, next_hop=None, more=extra) + reach(GLOBAL, new)
         ),
+        asns,
         prefixes_v6,
         more,
     ),

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from bgp.attribute_blocks import attributes_in, common_attributes, words_of
 from bgp.exabgp_commands import ProtocolError
 from bgp.judgement import judge_attributes
-from bgp.paths import EndOfRib, Family, Origin, Path, Rejection, RouteBatch, Update
+from bgp.paths import (
+    EndOfRib,
+    Family,
+    Origin,
+    Path,
+    PathAttributes,
+    Rejection,
+    RouteBatch,
+    Update,
+)
 from bgp.update_decoder import MANY, UpdateDecoder
 from tests.fakes.bgp_wire import (
     END_OF_RIB,
@@ -348,3 +357,66 @@ def test_a_run_is_read_by_columns(monkeypatch, of):
     assert ends == [len(stream)]
     assert isinstance(event, RouteBatch)
     assert len(event.routes) == MANY
+
+
+LIKE = [
+    update(nlri("10.0.0.0/26"), path_attributes(64512, 65001, more=attribute(4, bytes(4), 0x80))),
+    update(nlri("10.0.0.0/26", "10.0.0.64/26"), path_attributes(64512, 65001)),
+    update(attributes=path_attributes(64512, 65001) + reach(GLOBAL.packed, nlri("fd00::/122"))),
+    update(attributes=reach(GLOBAL.packed, nlri("fd00::/122")) + path_attributes(64512, 65001)),
+    update(
+        attributes=reach(GLOBAL.packed, nlri("fd00::/122", "fd00::40/122"))
+        + path_attributes(64512, 65001)
+    ),
+]
+
+
+@given(
+    st.sampled_from(LIKE),
+    st.integers(0, 2**32 - 1),
+    st.lists(st.tuples(st.integers(0, 90), st.integers(0, 255)), max_size=2),
+    st.booleans(),
+    st.integers(1, MANY + 1),
+)
+def test_what_is_like_something_known_is_what_it_is_alone(first, asn, flips, is_ebgp, times):
+    """But for AS numbers, or damaged anywhere: what was read before it makes no difference."""
+    own = (64512).to_bytes(4, "big") + (65001).to_bytes(4, "big")
+    second = bytearray(first.replace(own, own[:4] + asn.to_bytes(4, "big")))
+    for place, value in flips:
+        if place < len(second):
+            second[place] = value
+
+    def told(decoder: UpdateDecoder, raw: bytes) -> list[object]:
+        found: list[object] = []
+        try:
+            found += in_words(decoder.decode(PEER, raw, is_ebgp=is_ebgp))
+        except ProtocolError as error:
+            found.append(str(error))
+        return found
+
+    raw = framed(*[bytes(second)] * times)
+    knowing = UpdateDecoder()
+    told(knowing, framed(first))
+    told(knowing, framed(first))
+    assert told(knowing, raw) == told(UpdateDecoder(), raw)
+
+
+def test_paths_that_differ_in_as_numbers_are_kin_and_each_is_one():
+    """However they came: by likeness, in full, or again after all was forgotten."""
+    decoder = UpdateDecoder()
+    seen: list[PathAttributes] = []
+    for place, asn in enumerate((65001, 65002, 65003, 65002)):
+        raw = framed(update(nlri(f"10.0.{place}.0/26"), path_attributes(64512, asn)))
+        (event,) = decoder.decode(PEER, raw, is_ebgp=True)
+        assert isinstance(event, RouteBatch)
+        seen += [each for each in event.routes.values() if each is not None]
+    first, second, third, again = seen
+    assert second is again
+    assert first.kin is second.kin is third.kin
+    assert [each.as_path[1] for each in (first, second, third)] == [65001, 65002, 65003]
+    other = framed(update(nlri("10.0.9.0/26"), path_attributes(64512, 65002, next_hop="192.0.2.3")))
+    (event,) = decoder.decode(PEER, other, is_ebgp=True)
+    assert isinstance(event, RouteBatch)
+    (stranger,) = event.routes.values()
+    assert stranger is not None
+    assert stranger.kin is not first.kin
