@@ -504,6 +504,7 @@ class Agent:
                 for link in report.pods
             ],
             held=[(held.what, held.gate) for held in report.held],
+            contested={key.prefix: words for key, words in report.contested.items()},
             failures=[(f.key, f.operation, f.error) for f in report.failures],
             store_error=self._loop.store_error,
             speaker_connected=self._speaker.is_connected,

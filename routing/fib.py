@@ -34,6 +34,7 @@ from cni.attachment import HOST_IFNAME_PREFIX
 from cni.netlink import Event, NetlinkError, NetlinkSocket, Request
 from routing.delta import Delta, Failure
 from routing.event_filter import JUST_MADE, RTPROT_KERNEL, event_filter
+from routing.fronts import Fronts
 from routing.link_reading import parse_link, read_addresses
 from routing.links import LinkState
 from routing.next_hop_objects import (
@@ -47,8 +48,17 @@ from routing.next_hops import KernelRoute
 from routing.route_table import Hops, RouteTable, hops_of
 from routing.route_work import Work
 from routing.route_writer import RouteWriter
-from routing.routes import METRIC, PROTOCOL, TABLE_MAIN, Address, Route, RouteKey
+from routing.routes import (
+    FRONT_METRIC,
+    PROTOCOL,
+    TABLE_MAIN,
+    Address,
+    Route,
+    RouteKey,
+    in_place,
+)
 from routing.rtmessage import (
+    OUR_METRICS,
     delete_route,
     dump_body,
     new_pod_route,
@@ -78,8 +88,11 @@ OVERFLOW = "overflow"
 
 BELIEVED_S = 25.0
 """A table is dumped at least this often, whatever the kernel told or did not tell."""
-OUR_METRIC = nl.ATTRIBUTE.pack(8, nl.RTA_PRIORITY) + METRIC.to_bytes(4, sys.byteorder)
-"""As it stands in every announcement of a route that has it."""
+METRICS_TOLD = tuple(
+    nl.ATTRIBUTE.pack(8, nl.RTA_PRIORITY) + metric.to_bytes(4, sys.byteorder)
+    for metric in OUR_METRICS
+)
+"""Ours, as they stand in every announcement of a route that has one."""
 MANY_REPLACED = 500
 """From here on it is worth finding out whether whole groups move."""
 UNUSED_GROUPS = 16
@@ -124,6 +137,14 @@ class Fib(Protocol):
     async def turn(self, moves: Mapping[Hops, Hops]) -> int:
         """Makes every route that leads to the one lead to the other, where that is a message for
         all of them; how many next hops were turned."""
+
+    def contested(self) -> Mapping[RouteKey, str]:
+        """Routes that are in the kernel in front of another program's, which holds their place;
+        and a sentence that names it."""
+
+    async def retreat(self, after_s: float) -> float | None:
+        """Takes routes whose place has been free for ``after_s`` back there. In how many seconds
+        the next one is due; None: none stands in front of nobody."""
 
     async def links(self) -> dict[str, LinkState]:
         """Every interface by name."""
@@ -199,6 +220,7 @@ class KernelFib:
         """Whether nothing else can have changed; if not, it is dumped again."""
         self._foreign: frozenset[Nlri] | None = None
         """The destinations of others' routes with our metric; None: to be found out."""
+        self._fronts = Fronts()
         self._mirrored_at_s = 0.0
         self._is_disturbed = False
         self._changes = 0
@@ -242,8 +264,8 @@ class KernelFib:
         """Creates, replaces, deletes, in this order.
 
         A route that cannot be made fails alone: the interface is missing, a gateway is not on
-        link (one such next hop makes the kernel refuse the whole multipath), the key is held by a
-        foreign route.
+        link (one such next hop makes the kernel refuse the whole multipath), others hold the key
+        and the place in front of it.
 
         Raises:
             OSError: the socket failed, or the table could not be read to look up a holder.
@@ -258,11 +280,11 @@ class KernelFib:
         is_known = self._unused_at == self._changes and len(self._unused) > UNUSED_GROUPS
         unused = frozenset(self._unused) if is_known else frozenset()
 
-        foreign = self._foreign
+        foreign, fronts = self._foreign, frozenset(self._fronts)
 
-        def do(socket: NetlinkSocket) -> tuple[list[Failure[RouteKey]], frozenset[Nlri] | None]:
-            one = RouteWriter(socket, self._families, foreign)
-            return one.apply(work, moved, unused), one.foreign
+        def do(socket: NetlinkSocket) -> tuple[list[Failure[RouteKey]], RouteWriter]:
+            one = RouteWriter(socket, self._families, foreign, fronts)
+            return one.apply(work, moved, unused), one
 
         was_believed, self._is_believed = self._is_believed, False
         self._is_disturbed = False
@@ -271,15 +293,48 @@ class KernelFib:
         # A replace reads the table first.
         reads_much = bool(work.replace) or (bool(work.regroup) and foreign is None)
         reads_much = reads_much and self._entries_last_read > INLINE_ROUTES
-        failures, foreign = await self._run(do, reads_much or len(work) > INLINE_CHANGES)
+        failures, writer = await self._run(do, reads_much or len(work) > INLINE_CHANGES)
         is_alone = changes == self._changes
         self._changes += 1
         # Into the very table that was read, believed or not: a copy of 100,000 entries for each
         # pod's route would take longer than the kernel does.
         work.put_into(table, {failure.key for failure in failures})
+        for key, behind in writer.behind.items():
+            self._fronts.put(key, behind, time.monotonic())
+        for key in [key for key in self._fronts if table.find(key) is None]:
+            self._fronts.drop(key)
         if was_believed and not failures and is_alone and not self._is_disturbed:
-            self._is_believed, self._foreign = True, foreign
+            self._is_believed, self._foreign = True, writer.foreign
         return failures
+
+    def contested(self) -> Mapping[RouteKey, str]:
+        """As of the last read and what was applied since."""
+        return self._fronts.contested()
+
+    async def retreat(self, after_s: float) -> float | None:
+        """Takes routes whose place has been free for ``after_s`` back there.
+
+        Raises:
+            OSError: the socket failed, or the table could not be read.
+        """
+        due, next_s = self._fronts.due(after_s, time.monotonic())
+        routes = {key: route for key in due if (route := self._table.find(key)) is not None}
+        if not routes:
+            return next_s
+        self._changes += 1
+        changes = self._changes
+
+        def do(socket: NetlinkSocket) -> set[RouteKey]:
+            return RouteWriter(socket, self._families, fronts=routes).retreat(routes)
+
+        back = await self._run(do, self._entries_last_read > INLINE_ROUTES)
+        if changes != self._changes or len(back) < len(routes):
+            # Somebody else's hand, or an ADD's: looked at anew.
+            self._is_believed = False
+        self._changes += 1
+        for key in back:
+            self._fronts.drop(key)
+        return next_s
 
     def _apply_few(self, delta: Delta[RouteKey, Route]) -> bool:
         """An ADD's routes or a DEL's, in one exchange. False: not all of it could be done, and the
@@ -287,6 +342,8 @@ class KernelFib:
         if delta.replace or (delta.create and delta.delete):
             return False
         created, deleted = dict(delta.create), list(delta.delete)
+        if self._fronts and any(key in self._fronts for key in (*created, *deleted)):
+            return False
         requests: list[Request] = []
         for key, route in created.items():
             if len(route.next_hops) != 1 or route.next_hops[0].gateway is not None:
@@ -493,11 +550,12 @@ class KernelFib:
 
     def _disturbs(self, event: Event) -> bool:
         """Whether our routes may be others after ``event``: a link's go with it, unannounced, and
-        so does one whose key another program takes over; that has its protocol and our metric."""
+        so does one whose key another program takes over; that has its protocol and a metric of
+        ours."""
         if event.kind not in (nl.RTM_NEWROUTE, nl.RTM_DELROUTE):
             return True
         is_ours = len(event.body) >= nl.RTMSG.size and event.body[5] == PROTOCOL
-        return is_ours or OUR_METRIC in event.body
+        return is_ours or any(metric in event.body for metric in METRICS_TOLD)
 
     def _reason(self, event: Event) -> str | None:
         """Why ``event`` may concern us; None when it is our own doing or not about routing."""
@@ -573,6 +631,7 @@ class KernelFib:
             return names[ifindex]
 
         seen: dict[bytes, Route] = {}
+        fronts: dict[RouteKey, Route] = {}
         grouped: dict[Nlri, Hops] = {}
         groups = self._read_groups(socket, name_of)
         used: set[int] = set()
@@ -588,19 +647,37 @@ class KernelFib:
                 if route is None:
                     continue
                 seen[body] = route
-                if (number := id_of(body)) is not None and number in groups:
-                    # A default route has no destination, and is not sliced.
-                    grouped[nlri_of(route.key.prefix)] = groups[number]
+                group = groups.get(number) if (number := id_of(body)) is not None else None
+                if number is not None and group is not None:
                     used.add(number)
+                if route.key.metric == FRONT_METRIC:
+                    key = in_place(route.key)
+                    fronts[key] = Route(key, route.next_hops if group is None else group)
+                elif group is not None:
+                    # A default route has no destination, and is not sliced.
+                    grouped[nlri_of(route.key.prefix)] = group
         named = {hop.ifname for route in seen.values() for hop in route.next_hops}
         self._parsed = seen, {index: name for index, name in names.items() if name in named}
         self._unused = groups.keys() - used
         self._unused_at = self._changes
         table = RouteTable(grouped=grouped)
         for route in seen.values():
-            if nlri_of(route.key.prefix) not in grouped:
+            if route.key.metric != FRONT_METRIC and nlri_of(route.key.prefix) not in grouped:
                 table.single[route.key] = route
+        # Where one is in front, it is what the kernel uses.
+        for route in fronts.values():
+            table.put(route)
+        self._fronts.set(self._behind(socket, fronts), time.monotonic())
         return table
+
+    def _behind(
+        self, socket: NetlinkSocket, fronts: Collection[RouteKey]
+    ) -> dict[RouteKey, str | None]:
+        """Who holds the places that these routes stand in front of. A dump of the whole table,
+        where there is any."""
+        if not fronts:
+            return {}
+        return RouteWriter(socket, self._families).strangers(fronts)
 
     def _read_groups(
         self, socket: NetlinkSocket, name_of: Callable[[int], str | None]

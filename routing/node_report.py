@@ -80,7 +80,13 @@ def _conditions(belief: Belief, peers: list[Row], unready: str | None) -> Iterat
         for row in odd_routes(belief)
         if row["state"] in {"missing", "wrong"}
     ]
-    yield _condition("FIBInSync", _listed(wrong), "AsWanted", "RoutesDiffer")
+    in_sync = _condition("FIBInSync", _listed(wrong), "AsWanted", "RoutesDiffer")
+    contested = _listed([f"route {prefix} is {who}" for prefix, who in belief.contested.items()])
+    if not wrong and contested:
+        in_sync = replace(
+            in_sync, reason="InFrontOfOthers", message=contested[:TEXT_MAX_CHARACTERS]
+        )
+    yield in_sync
     down = [
         f"{row['name']} ({row['peer']}): {row['reason'] or row['state']}"
         for row in peers
@@ -179,6 +185,7 @@ def news(belief: Belief, starved: Mapping[str, str], before: Noticed) -> News:
     conflicts = {
         **{f"conflict {each.prefix}": str(each) for each in belief.desired.conflicts},
         **{what: f"{what}: {why}" for what, _, why in belief.failures if what.startswith("route ")},
+        **{f"route {p} {who}": f"route {p} is {who}" for p, who in belief.contested.items()},
     }
     events += [
         EventNote("Node", belief.node, "RouteConflict", text)

@@ -73,6 +73,9 @@ COALESCE_S = 0.005
 """How long a pass waits after the first kick, so that a burst of events is one pass."""
 LAST_PEERS_LATE_S = 0.1
 """How long after the end of last peers' time a pass comes for it: their clock is another one."""
+FRONT_HOLD_S = 10.0
+"""How long a route of ours stays in front after its ordinary place is free: who has taken it once
+may take it again, and each time is a gap."""
 QUIET_S = 0.02
 """After so long without a pass the next one is no burst's."""
 
@@ -146,6 +149,7 @@ class Reconciler:
         self._repair_due = True
         self._sound: dict[str, ObservedLink] = {}
         self._resync_due_s = clock() + resync_s
+        self._retreat_due_s: float | None = None
         self._ended_at_s = clock()
         self._repeats = RepeatFilter()
         self._route_log = RouteLog(clock)
@@ -204,6 +208,8 @@ class Reconciler:
             turn_s = self._sessions.next_change_s(self._clock())
             if turn_s is not None:
                 wait_s = min(wait_s, turn_s)
+            if self._retreat_due_s is not None:
+                wait_s = min(wait_s, max(0.0, self._retreat_due_s - self._clock()))
             if self.last_peers is not None:
                 wait_s = min(wait_s, self.last_peers.left_s + LAST_PEERS_LATE_S)
             if failures_in_row:
@@ -345,6 +351,7 @@ class Reconciler:
         if is_resync:
             self._resync_due_s = self._clock() + self._resync_s
             await self._release_empty_blocks(failures)
+        await self._retreat(failures)
         self._route_log.flush()
         before = self.report
         self._remember(wanted, found, links, pods, failures, held)
@@ -448,7 +455,15 @@ class Reconciler:
         links = await self._fib.links()
         pods = await self._read_pods()
         wanted = desired(await self._inputs(pods, links), self.report.desired.remote.decisions)
-        return replace(self.report, desired=wanted, actual=actual, links=links, pods=pods)
+        contested = self._fib.contested()
+        return replace(
+            self.report,
+            desired=wanted,
+            actual=actual,
+            links=links,
+            pods=pods,
+            contested=contested,
+        )
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -556,6 +571,15 @@ class Reconciler:
         )
         self._route_log.tell(delta, keys)
         return keys
+
+    async def _retreat(self, failures: list[Failure[str]]) -> None:
+        """Routes that stand in front of nobody any more go back to their ordinary place."""
+        try:
+            left_s = await self._fib.retreat(FRONT_HOLD_S)
+        except OSError as error:
+            failures.append(Failure("routes", "retreat", str(error)))
+            left_s = FRONT_HOLD_S
+        self._retreat_due_s = None if left_s is None else self._clock() + left_s
 
     # -- gates -----------------------------------------------------------------------------
 
@@ -669,6 +693,12 @@ class Reconciler:
             keys.add(key)
             if self._repeats.admit(key, str(conflict)) is not None:
                 log.warning("block_announced_by_another", conflict=str(conflict))
+        contested = self._fib.contested()
+        for place, holder in islice(contested.items(), LOGGED_ONE_BY_ONE):
+            key = f"contested {place.prefix}"
+            keys.add(key)
+            if self._repeats.admit(key, holder) is not None:
+                log.warning("route_contested", prefix=str(place.prefix), holder=holder)
         self._repeats.retain(keys)
         self.report = PassReport(
             desired=wanted,
@@ -677,6 +707,7 @@ class Reconciler:
             pods=pods,
             failures=tuple(failures),
             held=held,
+            contested=contested,
             finished_at_s=self._clock(),
             passes=self.report.passes + 1,
         )

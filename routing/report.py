@@ -66,6 +66,8 @@ class PassReport:
     pods: tuple[ObservedLink, ...] = ()
     failures: tuple[Failure[str], ...] = ()
     held: Sequence[Held] = ()
+    contested: Mapping[RouteKey, str] = field(default_factory=dict)
+    """Routes of ours in front of another program's, and a sentence that names it."""
     finished_at_s: float | None = None
     passes: int = 0
     untold: int = 0

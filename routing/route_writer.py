@@ -2,7 +2,8 @@
 
 Three rules keep foreign routes safe, for the kernel keys a route by (table, destination, metric)
 whatever its protocol: create is exclusive, and what holds a key is looked up; replace looks at the
-holders of its keys first; delete carries our protocol and metric.
+holders of its keys first; delete carries our protocol and metric. A key that somebody else holds
+is left to them, and our route goes in front of it (fronts.py).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from routing.delta import Failure
 from routing.next_hop_objects import NextHopObjects, NoNextHop, id_of
 from routing.route_table import Hops, is_grouped, key_of
 from routing.route_work import Work
-from routing.routes import METRIC, PROTOCOL, Route, RouteKey
+from routing.routes import METRIC, PROTOCOL, Route, RouteKey, in_front, in_place
 from routing.rtmessage import (
     Holder,
     UnknownInterface,
@@ -29,7 +30,6 @@ from routing.rtmessage import (
     new_route,
     parse_holder,
     place_of,
-    protocol_name,
 )
 
 
@@ -38,6 +38,7 @@ class RouteWriter:
 
     Args:
         foreign: the destinations of others' routes with our metric, where they are known.
+        fronts: the ordinary places of our routes that stand in front of them.
     """
 
     def __init__(
@@ -45,8 +46,12 @@ class RouteWriter:
         socket: NetlinkSocket,
         families: Collection[int],
         foreign: frozenset[Nlri] | None = None,
+        fronts: Collection[RouteKey] = (),
     ) -> None:
         self.foreign = foreign
+        self.behind: dict[RouteKey, str | None] = {}
+        """What has been written in front, by ordinary place, and whose is behind it."""
+        self._fronts = frozenset(fronts)
         self._socket = socket
         self._families = families
         self._indexes: dict[str, int | None] = {}
@@ -109,6 +114,8 @@ class RouteWriter:
         if self.foreign is None:
             self.foreign = self._find_foreign()
         guarded = self.foreign.intersection(routes)
+        if self._fronts:
+            guarded |= {nlri_of(key.prefix) for key in self._fronts}.intersection(routes)
         self._replace({key_of(nlri): Route(key_of(nlri), routes[nlri]) for nlri in guarded})
         rest = {n: hops for n, hops in routes.items() if n not in guarded} if guarded else routes
         flags = nl.NLM_F_CREATE | nl.NLM_F_REPLACE
@@ -116,6 +123,8 @@ class RouteWriter:
             self._fail(key_of(nlri), "replace", refusal)
 
     def _ungroup(self, routes: Mapping[Nlri, Hops]) -> None:
+        if self._fronts:
+            self._delete_fronts([key for key in self._fronts if nlri_of(key.prefix) in routes])
         for nlri, refusal in self._send_packed(routes, nl.RTM_DELROUTE, 0, lambda _hops: 0):
             if refusal.errno != errno.ESRCH:
                 self._fail(key_of(nlri), "delete", refusal)
@@ -236,51 +245,121 @@ class RouteWriter:
         if not held:
             return
         # What vanished between the refusal and the look-up is the next pass's business.
-        ours, gone = self._triage(held, operation)
+        ours, gone, fronted = self._triage(held, operation)
         for key in gone:
             self._fail(key, operation, NetlinkError(errno.EEXIST, "and is gone again"))
         name_of = self._socket.ifname
         different = {k: want for k, (want, there) in ours.items() if there.route(name_of) != want}
         self._overwrite(different, operation)
+        self._put_in_front(fronted, operation)
 
     def _replace(self, routes: Mapping[RouteKey, Route]) -> None:
-        ours, gone = self._triage(routes, "replace")
+        ours, gone, fronted = self._triage(routes, "replace")
+        self._put_in_front(fronted, "replace")
         self._overwrite({key: route for key, (route, _there) in ours.items()}, "replace")
         # The device of the old route went away between the read and now, and the route with it.
         self._create(gone, "replace")
 
     def _triage(
         self, routes: Mapping[RouteKey, Route], operation: str
-    ) -> tuple[dict[RouteKey, tuple[Route, Holder]], dict[RouteKey, Route]]:
-        """Looks up who holds these keys: (we do, nobody does). A foreign holder is a failure.
+    ) -> tuple[
+        dict[RouteKey, tuple[Route, Holder]],
+        dict[RouteKey, Route],
+        dict[RouteKey, tuple[Route, Holder | None, Holder | None]],
+    ]:
+        """Looks up who holds these keys: (we do, nobody does, ours is or must be in front: with the
+        holder in front and the foreign one behind). One that others hold both places of is a
+        failure.
 
         Where several hold one key (``ip route append``) the kernel replaces the first.
         """
         ours: dict[RouteKey, tuple[Route, Holder]] = {}
         gone: dict[RouteKey, Route] = {}
+        fronted: dict[RouteKey, tuple[Route, Holder | None, Holder | None]] = {}
         holders = self._holders(routes) if routes else {}
         for key, route in routes.items():
-            holder = holders.get(key)
-            if holder is None:
+            holder, before = holders.get(key), holders.get(in_front(key))
+            foreign = None if holder is None or holder.is_ours else holder
+            if before is not None and before.is_ours:
+                fronted[key] = (route, before, foreign)
+            elif holder is None:
                 gone[key] = route
-            elif holder.is_ours:
+            elif foreign is None:
                 ours[key] = (route, holder)
+            elif before is None:
+                fronted[key] = (route, None, foreign)
             else:
-                self._failures.append(
-                    Failure(
-                        key,
-                        operation,
-                        f"held by protocol {holder.protocol} ({protocol_name(holder.protocol)}) "
-                        f"at metric {key.metric}",
-                    )
-                )
-        return ours, gone
+                error = f"held by {foreign.words}, and by {before.words}"
+                self._failures.append(Failure(key, operation, error))
+        return ours, gone, fronted
+
+    def _put_in_front(
+        self, routes: Mapping[RouteKey, tuple[Route, Holder | None, Holder | None]], operation: str
+    ) -> None:
+        """Writes routes in front of their ordinary place, where no foreign one is."""
+        name_of = self._socket.ifname
+        made: dict[RouteKey, Route] = {}
+        changed: dict[RouteKey, Route] = {}
+        for key, (route, there, behind) in routes.items():
+            want = Route(in_front(key), route.next_hops)
+            self.behind[key] = None if behind is None else behind.words
+            if there is None:
+                made[want.key] = want
+            elif there.route(name_of) != want:
+                changed[want.key] = want
+        before = len(self._failures)
+        exclusive, over = nl.NLM_F_CREATE | nl.NLM_F_EXCL, nl.NLM_F_CREATE | nl.NLM_F_REPLACE
+        for key, refusal in (
+            *self._send(made, operation, exclusive),
+            *self._send(changed, operation, over),
+        ):
+            self._fail(key, operation, refusal)
+        for failure in self._failures[before:]:
+            if in_front(failure.key) in made:
+                self.behind.pop(failure.key, None)
+
+    def retreat(self, routes: Mapping[RouteKey, Route]) -> set[RouteKey]:
+        """Takes routes that stand in front back to their ordinary place: written there first, so
+        that no packet is lost. Returns those that are back; the others' place is held again.
+
+        Raises:
+            OSError: the socket failed, or the table could not be read.
+        """
+        with suppress(NetlinkError):
+            self._objects = NextHopObjects(self._socket)
+        holders = self._holders(routes)
+        free = {key: route for key, route in routes.items() if key not in holders}
+        ours = {k: r for k, r in routes.items() if (h := holders.get(k)) and h.is_ours}
+        refused = {k for k, _ in self._send(free, "create", nl.NLM_F_CREATE | nl.NLM_F_EXCL)}
+        self._overwrite(ours, "replace")
+        refused |= {failure.key for failure in self._failures}
+        back = (free.keys() | ours.keys()) - refused
+        self._delete_fronts(back)
+        return back
+
+    def strangers(self, keys: Collection[RouteKey]) -> dict[RouteKey, str | None]:
+        """Who but us holds each of these keys, for people; None: nobody.
+
+        Raises:
+            NetlinkError: the kernel gave no consistent table.
+        """
+        holders = self._holders(keys)
+        return {k: h.words if (h := holders.get(k)) and not h.is_ours else None for k in keys}
+
+    def _delete_fronts(self, keys: Collection[RouteKey]) -> None:
+        """Of these ordinary places, what is in front."""
+        requests = [delete_route(in_front(key)) for key in keys]
+        for key, outcome in zip(keys, self._socket.execute(requests), strict=True):
+            if outcome is not None and outcome.errno != errno.ESRCH:
+                self._fail(key, "delete", outcome)
 
     def _overwrite(self, routes: Mapping[RouteKey, Route], operation: str) -> None:
         for key, refusal in self._send(routes, operation, nl.NLM_F_CREATE | nl.NLM_F_REPLACE):
             self._fail(key, operation, refusal)
 
     def _delete(self, routes: Mapping[RouteKey, Route]) -> None:
+        if self._fronts:
+            self._delete_fronts([key for key in self._fronts if key in routes])
         keys = list(routes)
         for key, outcome in zip(
             keys, self._socket.execute([delete_route(key) for key in keys]), strict=True
@@ -306,7 +385,8 @@ class RouteWriter:
         return [(k, o) for k, o in zip(keys, outcomes, strict=True) if o is not None]
 
     def _holders(self, keys: Collection[RouteKey]) -> dict[RouteKey, Holder]:
-        """Who holds these keys now, whatever the protocol; the first where there are several.
+        """Who holds these keys and the places in front of them now, whatever the protocol; the
+        first where there are several.
 
         From a dump of the whole table: the kernel cannot be asked for one exact (prefix, metric).
         """
@@ -321,8 +401,11 @@ class RouteWriter:
                     continue
                 holder = parse_holder(body)
                 key = wanted.get(holder.place)
-                if key is not None and holder.metric == key.metric and holder.tos == 0:
-                    found.setdefault(key, holder)
+                if key is None or holder.tos != 0:
+                    continue
+                for place in (key, in_front(key)):
+                    if holder.metric == place.metric:
+                        found.setdefault(place, holder)
         return found
 
     def _index_of(self, ifname: str) -> int | None:
@@ -331,4 +414,4 @@ class RouteWriter:
         return self._indexes[ifname]
 
     def _fail(self, key: RouteKey, operation: str, error: Exception) -> None:
-        self._failures.append(Failure(key, operation, str(error)))
+        self._failures.append(Failure(in_place(key), operation, str(error)))

@@ -17,6 +17,10 @@ METRIC = 1032
 """Our route metric. Not 1024: IPv6 gives that to every route added without a metric, and the
 kernel keys a route by (table, destination, metric), so ours would collide with foreign ones."""
 
+FRONT_METRIC = METRIC - 1
+"""The metric of a route of ours whose ordinary place another program holds: the kernel prefers it,
+and theirs stays as it is (routing/fronts.py). Still ours by its protocol."""
+
 TABLE_MAIN = 254
 
 
@@ -52,6 +56,17 @@ class RouteKey:
     prefix: Prefix
     metric: int = METRIC
     table: int = TABLE_MAIN
+
+
+def in_front(key: RouteKey) -> RouteKey:
+    """The place in front of ``key``, for when somebody else holds it."""
+    return RouteKey(key.prefix, FRONT_METRIC, key.table)
+
+
+def in_place(key: RouteKey) -> RouteKey:
+    """The ordinary place of ``key``: the one that tables of routes go by, wherever the kernel has
+    the route."""
+    return RouteKey(key.prefix, METRIC, key.table) if key.metric == FRONT_METRIC else key
 
 
 @dataclass(frozen=True, slots=True)

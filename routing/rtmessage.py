@@ -18,6 +18,7 @@ from cni import netlink as nl
 from cni.netlink import Request, attribute, attribute_u32
 from routing.next_hops import KernelRoute
 from routing.routes import (
+    FRONT_METRIC,
     METRIC,
     PROTOCOL,
     TABLE_MAIN,
@@ -39,6 +40,7 @@ RTA_NH_ID = 30
 _HEAD_V4 = nl.ATTRIBUTE.pack(8, nl.RTA_DST)
 _HEAD_V6 = nl.ATTRIBUTE.pack(20, nl.RTA_DST)
 _HEAD_METRIC = nl.ATTRIBUTE.pack(8, nl.RTA_PRIORITY) + struct.pack("=I", METRIC)
+OUR_METRICS = (METRIC, FRONT_METRIC)
 _HEAD_GROUP = nl.ATTRIBUTE.pack(8, RTA_NH_ID)
 
 _PROTOCOL_NAMES = {
@@ -92,7 +94,12 @@ class Holder:
 
     @property
     def is_ours(self) -> bool:
-        return self.protocol == PROTOCOL and self.metric == METRIC
+        return self.protocol == PROTOCOL and self.metric in OUR_METRICS
+
+    @property
+    def words(self) -> str:
+        """Who it is, for people."""
+        return f"protocol {self.protocol} ({protocol_name(self.protocol)}) at metric {self.metric}"
 
     def route(self, name_of: _NameOf) -> Route | None:
         """The whole route; None when it is not ours or its interface is gone."""
@@ -122,7 +129,7 @@ def new_route(route: Route, index_of: _IndexOf, flags: int, *, group: int = 0) -
     elif all(hop.gateway is None for hop in hops):
         # An IPv4 next hop without a gateway is on the link itself; IPv6 knows no scope here.
         scope = nl.RT_SCOPE_LINK
-    body = _head(prefix, scope, kind)
+    body = _head(prefix, scope, kind, route.key.metric)
     if group:
         body += attribute_u32(RTA_NH_ID, group)
     elif len(hops) == 1:
@@ -148,8 +155,8 @@ def new_pod_route(key: RouteKey, ifindex: int) -> Request:
 
 
 def delete_route(key: RouteKey) -> Request:
-    """RTM_DELROUTE that matches only our protocol and metric, whatever the next hops."""
-    return Request(nl.RTM_DELROUTE, 0, _head(key.prefix, nl.RT_SCOPE_NOWHERE, 0))
+    """RTM_DELROUTE that matches only our protocol and the key's metric, whatever the next hops."""
+    return Request(nl.RTM_DELROUTE, 0, _head(key.prefix, nl.RT_SCOPE_NOWHERE, 0, key.metric))
 
 
 def grouped_routes(
@@ -188,16 +195,16 @@ def grouped_routes(
     return messages, total
 
 
-def _head(prefix: Prefix, scope: int, kind: int) -> bytes:
+def _head(prefix: Prefix, scope: int, kind: int, metric: int = METRIC) -> bytes:
     family = AF_INET if prefix.version == 4 else AF_INET6
     body = nl.RTMSG.pack(family, prefix.prefixlen, 0, 0, TABLE_MAIN, PROTOCOL, scope, kind, 0)
     if prefix.prefixlen:
         body += attribute(nl.RTA_DST, prefix.network_address.packed)
-    return body + attribute_u32(nl.RTA_PRIORITY, METRIC)
+    return body + attribute_u32(nl.RTA_PRIORITY, metric)
 
 
 def _check_key(key: RouteKey) -> None:
-    if key.metric != METRIC or key.table != TABLE_MAIN:
+    if key.metric not in OUR_METRICS or key.table != TABLE_MAIN:
         raise ValueError(
             f"only metric {METRIC} in table {TABLE_MAIN} is ours to write, "
             f"not metric {key.metric} in table {key.table}"
@@ -261,7 +268,7 @@ def slice_grouped(body: bytes) -> tuple[bytes, int] | None:
 
 
 def parse_route(body: bytes, name_of: _NameOf) -> Route | None:
-    """The route of one RTM_NEWROUTE body; None when it is not ours.
+    """The route of one RTM_NEWROUTE body, with the metric it has there; None when it is not ours.
 
     Also None when an interface is gone already: the kernel is taking the route away.
     """
@@ -269,9 +276,9 @@ def parse_route(body: bytes, name_of: _NameOf) -> Route | None:
         return None
     parts = nl.attributes(body, nl.RTMSG.size)
     priority = parts.get(nl.RTA_PRIORITY)
-    if priority is None or nl.u32(priority) != METRIC:
+    if priority is None or (metric := nl.u32(priority)) not in OUR_METRICS:
         return None
-    key = RouteKey(_prefix(body[0], parts.get(nl.RTA_DST), body[1]))
+    key = RouteKey(_prefix(body[0], parts.get(nl.RTA_DST), body[1]), metric)
     if body[7] == nl.RTN_BLACKHOLE:
         return Route(key, ())
     if body[7] != nl.RTN_UNICAST:

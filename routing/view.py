@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from typing import Any
 
@@ -83,6 +83,8 @@ class Belief:
     """Paths believed although their session is gone, until it is back or the hold is over."""
     mended: Sequence[tuple[int, str]] = ()
     """What another hand did to pods' links and was put right: the newest, numbered from 1."""
+    contested: Mapping[Prefix, str] = field(default_factory=dict)
+    """Routes of ours in front of another program's of the same place; a sentence that names it."""
 
 
 def peer_rows(belief: Belief) -> list[Row]:
@@ -267,7 +269,7 @@ def _prefix_order(prefix: str) -> tuple[int, bytes, int]:
 def _wanted_row(belief: Belief, key: RouteKey, route: Route) -> Row:
     found = belief.actual.get(key)
     if found == route:
-        return _route_row(belief, key.prefix, route, "ok", "")
+        return _route_row(belief, key.prefix, route, "ok", belief.contested.get(key.prefix, ""))
     failure = next(
         (f"{op}: {why}" for what, op, why in belief.failures if what == f"route {key.prefix}"), ""
     )
@@ -413,6 +415,8 @@ def _findings(belief: Belief, peers: list[Row], routes: list[Row]) -> Iterable[s
     for row in routes:
         if row["state"] in {"missing", "wrong"}:
             yield f"route {row['prefix']} is {row['state']}: {row['detail'] or 'being repaired'}"
+    for prefix, holder in belief.contested.items():
+        yield f"route {prefix} is {holder}"
     for what, operation, error in belief.failures:
         if not what.startswith("route ") and what != "store":
             yield f"{what}: {operation} failed: {error}"

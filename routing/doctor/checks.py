@@ -8,7 +8,7 @@ from enum import Enum
 from ipaddress import ip_network
 from itertools import combinations
 
-from routing.doctor.facts import Facts
+from routing.doctor.facts import Beside, Facts
 
 MIN_KERNEL: tuple[int, int] = (5, 10)
 MIN_MTU_BYTES = 1280
@@ -194,13 +194,26 @@ def _pools(facts: Facts) -> Iterator[Found]:
 
 
 def _foreign_routes(facts: Facts) -> Iterator[Found]:
-    for pool in facts.pools or ():
-        for prefix, sentence in facts.foreign_routes:
-            if not prefix.endswith("/0") and _overlap(pool.cidr, prefix):
-                yield _error(
-                    f"a route that is not ours lies in IPPool {pool.name}: {sentence}",
-                    "find who adds it (another CNI's leftovers, a static route) and remove it",
-                )
+    remedy = "find who adds it (another CNI's leftovers, a static route) and remove it"
+    for foreign in facts.foreign_routes:
+        prefix, sentence, beside = foreign.prefix, foreign.words, foreign.beside
+        if prefix.endswith("/0"):
+            # A default route of the machine's own is an operator's wish.
+            continue
+        if beside is Beside.INSTEAD_OF_OURS:
+            yield _error(f"the kernel uses a route that is not ours: {sentence}", remedy)
+        elif beside is Beside.BEHIND_OURS:
+            yield _warning(
+                f"another program has a route in the place of ours, which is in front of it and "
+                f"used: {sentence}",
+                remedy,
+            )
+        else:
+            for pool in facts.pools or ():
+                if _overlap(pool.cidr, prefix):
+                    yield _error(
+                        f"a route that is not ours lies in IPPool {pool.name}: {sentence}", remedy
+                    )
 
 
 def _mtu(facts: Facts) -> Iterator[Found]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 
@@ -32,6 +33,23 @@ class Pool:
     cidr: str
 
 
+class Beside(Enum):
+    """How a route that is not ours stands to ours to the same prefix."""
+
+    NONE_OF_OURS = "none of ours"
+    BEHIND_OURS = "behind ours"
+    INSTEAD_OF_OURS = "instead of ours"
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignRoute:
+    """A route of the main table that is not ours; ``words`` name it and its protocol."""
+
+    prefix: str
+    words: str
+    beside: Beside = Beside.NONE_OF_OURS
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """One machine. What is None could not be found out.
@@ -41,7 +59,6 @@ class Facts:
         networkd: its configuration's [Network] keys, when systemd-networkd runs here.
         network_manager: whether it runs, and has a rule that leaves our links alone.
         listeners: local addresses that something listens on at the BGP port.
-        foreign_routes: (prefix, sentence) of routes in main tables that are not ours.
         is_clock_synchronised: as the kernel says (adjtimex).
         status: the agent's own status view; ``agent_error`` when it does not answer.
         peers, pods: the agent's views.
@@ -57,7 +74,7 @@ class Facts:
     pools: tuple[Pool, ...] | None = None
     store_error: str = ""
     listeners: tuple[str, ...] = ()
-    foreign_routes: tuple[tuple[str, str], ...] = ()
+    foreign_routes: tuple[ForeignRoute, ...] = ()
     is_clock_synchronised: bool | None = None
     missing_programs: tuple[str, ...] = ()
     state_free_percent: float | None = None

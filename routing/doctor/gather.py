@@ -18,7 +18,7 @@ from cni import netlink as nl
 from cni.attachment import HOST_IFNAME_PREFIX
 from cni.netlink import NetlinkSocket
 from routing.asking import Unreachable, ask
-from routing.doctor.facts import Facts, NetworkFile, Uplink
+from routing.doctor.facts import Beside, Facts, ForeignRoute, NetworkFile, Uplink
 from routing.explain.routes_now import parse_entry
 from routing.rtmessage import protocol_name
 
@@ -192,14 +192,24 @@ def _uplinks() -> Iterator[Uplink]:
             yield Uplink(name, nl.u32(parts[nl.IFLA_MTU]), tuple(networks[ifindex]))
 
 
-def _foreign_routes() -> Iterator[tuple[str, str]]:
+def _foreign_routes() -> Iterator[ForeignRoute]:
+    ours: dict[str, int] = {}
+    others = []
     with NetlinkSocket(receive_buffer_bytes=8 << 20) as socket:
         for family in (AF_INET, AF_INET6):
             head = nl.RTMSG.pack(family, 0, 0, 0, nl.RT_TABLE_MAIN, 0, 0, 0, 0)
             for body in socket.dump_routes(head):
                 route = parse_entry(socket, body)
-                if not route.is_ours and route.protocol != _KERNEL_PROTOCOL:
-                    yield route.prefix, f"{route} ({protocol_name(route.protocol)})"
+                if route.is_ours:
+                    ours[route.prefix] = min(route.metric, ours.get(route.prefix, route.metric))
+                elif route.protocol != _KERNEL_PROTOCOL:
+                    others.append(route)
+    for route in others:
+        beside = Beside.NONE_OF_OURS
+        if route.prefix in ours:
+            is_used = route.metric <= ours[route.prefix]
+            beside = Beside.INSTEAD_OF_OURS if is_used else Beside.BEHIND_OURS
+        yield ForeignRoute(route.prefix, f"{route} ({protocol_name(route.protocol)})", beside)
 
 
 def _listeners() -> Iterator[str]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from routing.routes import FRONT_METRIC
+
 FORWARD, ARRIVAL, BACK = "forward", "arrival", "back"
 """Roles of lookups: towards the destination; of the packet that comes in from outside; of the
 answer that goes out again."""
@@ -51,6 +53,8 @@ class KernelRoute:
     def __str__(self) -> str:
         hops = ", ".join(map(str, self.hops)) or self.kind
         whose = "ours" if self.is_ours else f"protocol {self.protocol} metric {self.metric}"
+        if self.is_ours and self.metric == FRONT_METRIC:
+            whose = f"ours, in front, metric {self.metric}"
         table = "" if self.table == 254 else f" table {self.table}"
         return f"{self.prefix} {hops} ({whose}{table})"
 

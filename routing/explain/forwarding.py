@@ -122,8 +122,8 @@ def _add_kernel_route(
     there = routes_to(node, prefix)
     ours = next((route for route in there if route.is_ours), None)
     if ours is None:
-        others = ", ".join(str(route) for route in there)
-        held = f"; in its place: {others}" if others else ""
+        named = ", ".join(str(route) for route in there)
+        held = f"; in its place: {named}" if named else ""
         chain.wrong(
             _id("fib", way), node.node, title,
             f"no route of ours to {prefix} is in the kernel of {node.node}{held}",
@@ -131,6 +131,15 @@ def _add_kernel_route(
             remedy=f"the agent puts it back within seconds when it runs and has a best path; see "
             f"`slash32 routes {prefix} --node {node.node}`, and who removes it "
             f"(ip monitor route)",
+        )  # fmt: skip
+        return
+    others = [route for route in there if not route.is_ours and route.table == ours.table]
+    if others and others[0].metric < ours.metric:
+        chain.wrong(
+            _id("fib", way), node.node, title,
+            f"it is there and never used: {others[0]} has a lower metric than ours, {ours.metric}",
+            fault="foreign-route",
+            remedy=_remove(others[0]),
         )  # fmt: skip
         return
     if wanted is not None and set(wanted.hops) != set(ours.hops):
@@ -141,7 +150,15 @@ def _add_kernel_route(
             remedy=f"the agent mends it within seconds when it runs; see `slash32 routes {prefix}`",
         )  # fmt: skip
         return
-    chain.ok(_id("fib", way), node.node, title, str(ours))
+    behind = f"; behind it, unused: {', '.join(map(str, others))}" if others else ""
+    chain.ok(_id("fib", way), node.node, title, f"{ours}{behind}")
+
+
+def _remove(foreign: KernelRoute) -> str:
+    return (
+        f"remove it if nobody needs it (ip route del {foreign.prefix} table {foreign.table} "
+        f"metric {foreign.metric}), or find who adds it (protocol {foreign.protocol})"
+    )
 
 
 def _covers(prefix: str, address: str) -> bool:
@@ -169,8 +186,7 @@ def _add_lookup(
             _id("lookup", way), node.node, title,
             f"{question}: a foreign route decides: {entry}",
             fault="foreign-route",
-            remedy=f"remove it if nobody needs it (ip route del {entry.prefix} table {entry.table} "
-            f"metric {entry.metric}), or find who adds it (protocol {entry.protocol})",
+            remedy=_remove(entry),
         )  # fmt: skip
         return
     chain.ok(

@@ -12,7 +12,8 @@ from socket import AF_INET, AF_INET6
 from cni import netlink as nl
 from cni.netlink import NetlinkError, NetlinkSocket
 from routing.explain.evidence import Hop, KernelRoute, Lookup, Neighbour
-from routing.routes import METRIC, PROTOCOL, TABLE_MAIN, Address, Prefix
+from routing.routes import PROTOCOL, TABLE_MAIN, Address, Prefix
+from routing.rtmessage import OUR_METRICS
 
 RTM_GETNEIGH = 30
 RTA_SRC, RTA_IIF, RTA_METRICS = 2, 3, 8
@@ -123,7 +124,7 @@ def parse_entry(socket: NetlinkSocket, body: bytes) -> KernelRoute:
         table=table,
         # IPv6 shows "lo" for a blackhole; it leads nowhere all the same.
         hops=() if is_blackhole else tuple(hop for hop in hops if hop is not None),
-        is_ours=protocol == PROTOCOL and metric == METRIC and table == TABLE_MAIN,
+        is_ours=protocol == PROTOCOL and metric in OUR_METRICS and table == TABLE_MAIN,
     )
 
 

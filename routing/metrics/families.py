@@ -207,7 +207,7 @@ def _routes(seen: Observation) -> Iterator[Metric]:
     yield _gauge(
         "slash32_route_conflicts",
         "Wanted routes whose place in the kernel a foreign route holds.",
-        sum(FOREIGN_HOLDER in failure.error for failure in failures),
+        sum(FOREIGN_HOLDER in failure.error for failure in failures) + len(seen.report.contested),
     )
     changes = CounterMetricFamily(
         "slash32_route_changes", "Changes of routes in the kernel.", labels=["operation", "result"]

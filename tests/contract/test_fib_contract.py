@@ -7,7 +7,9 @@ links without addresses, and hands other than ours that add, delete and take lin
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Protocol
 
@@ -15,7 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cni.netlink import NetlinkError
+from cni import netlink as nl
+from cni.netlink import NetlinkError, NetlinkSocket
 from routing.delta import Delta, Failure, diff
 from routing.fib import Fib, FibClosed, KernelFib
 from routing.links import LinkState
@@ -29,6 +32,7 @@ CASES = {"fake": 0, "kernel": 0}
 FLOOR = 60
 SETTLE_PASSES = 6
 BIRD = 12
+ROUTE_GROUPS = (nl.RTNLGRP_IPV4_ROUTE, nl.RTNLGRP_IPV6_ROUTE)
 
 UPLINKS = {
     "up0": ("192.0.2.1/24", "2001:db8:1::1/64"),
@@ -46,7 +50,11 @@ class World(Protocol):
 
     def make_fib(self) -> Fib: ...
     def reset(self) -> None: ...
-    def add_foreign(self, prefix: Prefix, protocol: int) -> None: ...
+    def add_foreign(self, prefix: Prefix, protocol: int, metric: int = 1032) -> None: ...
+    def take_over(self, prefix: Prefix, protocol: int) -> None: ...
+    def metrics_of(self, prefix: Prefix) -> list[tuple[int, int]]: ...
+    def watched(self, prefix: Prefix) -> AbstractContextManager[list[str]]: ...
+    def own_text(self) -> str: ...
     def add_better(self, prefix: Prefix, protocol: int, ifname: str) -> None: ...
     def delete(self, prefix: Prefix) -> None: ...
     def set_link(self, ifname: str, *, is_up: bool) -> None: ...
@@ -75,8 +83,23 @@ class FakeWorld:
             links[ifname] = LinkState(ifname, len(links) + 1, True, 1500)
         self.fib = FakeFib(links)
 
-    def add_foreign(self, prefix: Prefix, protocol: int) -> None:
+    def add_foreign(self, prefix: Prefix, protocol: int, metric: int = 1032) -> None:
+        self.fib.add_foreign(prefix, protocol, metric)
+
+    def take_over(self, prefix: Prefix, protocol: int) -> None:
         self.fib.add_foreign(prefix, protocol)
+
+    def metrics_of(self, prefix: Prefix) -> list[tuple[int, int]]:
+        found = [(p, m) for (at, m), (p, _) in self.fib.table.items() if at == prefix]
+        return sorted(found, key=lambda each: each[1])
+
+    @contextmanager
+    def watched(self, prefix: Prefix) -> Iterator[list[str]]:
+        # The fake does both at once.
+        yield ["+1032", "-1031"]
+
+    def own_text(self) -> str:
+        return "\n".join(line for line in self.fib.text().splitlines() if "proto 132" in line)
 
     def add_better(self, prefix: Prefix, protocol: int, ifname: str) -> None:
         self.fib.add_foreign(prefix, protocol, 1, ifname=ifname)
@@ -127,8 +150,31 @@ class KernelWorld:
         for ifname in (*UPLINKS, *PODS):
             self.host.ip(f"link set {ifname} up")
 
-    def add_foreign(self, prefix: Prefix, protocol: int) -> None:
-        self.host.ip(f"route add blackhole {prefix} proto {protocol} metric 1032")
+    def add_foreign(self, prefix: Prefix, protocol: int, metric: int = 1032) -> None:
+        self.host.ip(f"route add blackhole {prefix} proto {protocol} metric {metric}")
+
+    def take_over(self, prefix: Prefix, protocol: int) -> None:
+        self.host.ip(f"route replace blackhole {prefix} proto {protocol} metric 1032")
+
+    def metrics_of(self, prefix: Prefix) -> list[tuple[int, int]]:
+        """In the kernel's own order, which is that of use."""
+        family = f"-{prefix.version}"
+        shown = self.host.ip(f"-N {family} route show exact {prefix}")
+        return [
+            (int(p), int(m)) for p, m in re.findall(r"proto (\d+).*?metric (\d+)", shown, re.DOTALL)
+        ]
+
+    @contextmanager
+    def watched(self, prefix: Prefix) -> Iterator[list[str]]:
+        with NetlinkSocket(netns_fd=self.host.fd, groups=ROUTE_GROUPS) as socket:
+            seen: list[str] = []
+            yield seen
+            for event in socket.events(max_datagrams=64)[0]:
+                metric = nl.u32(nl.attributes(event.body, nl.RTMSG.size)[nl.RTA_PRIORITY])
+                seen.append(f"{'+' if event.kind == nl.RTM_NEWROUTE else '-'}{metric}")
+
+    def own_text(self) -> str:
+        return "\n".join(line for line in self.host.routes().splitlines() if "proto 132" in line)
 
     def add_better(self, prefix: Prefix, protocol: int, ifname: str) -> None:
         self.host.ip(f"route add {prefix} dev {ifname} proto {protocol} metric 1")
@@ -283,10 +329,17 @@ async def any_state_follows_any_other(
         new = routes_of(second)
         failures = await fib.apply(diff(new, await fib.read()))
 
-        assert {failure.key.prefix for failure in failures} == taken & {key.prefix for key in new}
-        assert all(f"protocol {BIRD}" in failure.error for failure in failures)
-        reached = {key: each for key, each in new.items() if key.prefix not in taken}
-        assert await fib.read() == reached
+        assert failures == []
+        assert await fib.read() == new
+        contested = fib.contested()
+        assert {key.prefix for key in contested} == taken & {key.prefix for key in new}
+        assert all(f"protocol {BIRD}" in words for words in contested.values())
+        assert world.foreign_text() == before
+        # And from there: all of it goes, and only ours.
+        assert await fib.apply(diff(old, await fib.read())) == []
+        assert await fib.read() == old
+        assert await fib.apply(diff({}, await fib.read())) == []
+        assert world.own_text() == ""
         assert world.foreign_text() == before
     finally:
         await fib.close()
@@ -361,21 +414,138 @@ async def test_creating_over_a_different_route_of_ours_brings_it_right(fib: Fib)
         assert (await fib.read())[RouteKey(ip_network(old))] == wanted[RouteKey(ip_network(old))]
 
 
-@pytest.mark.parametrize("prefix", ["10.0.0.1/32", "fd00::1/128"])
-async def test_a_foreign_route_in_the_way_is_a_failure_that_names_its_protocol(
-    fib: Fib, world: World, prefix: str
+# -- in front of others ----------------------------------------------------------------------
+
+CONTESTED = [
+    route("10.0.0.0/26"),
+    route("10.0.0.1/32", ("pod0", None)),
+    route("10.2.0.0/26", ("up0", VIA_0), ("up1", VIA_1)),
+    route("0.0.0.0/0", ("up1", VIA_1)),
+    route("fd00::1/128", ("pod1", None)),
+    route("fd02::/122", ("up0", VIA_0_V6), ("up1", VIA_1_V6)),
+    route("::/0", ("up1", VIA_1_V6)),
+]
+"""Of each kind that is written in a way of its own."""
+
+
+@pytest.mark.parametrize("ours", CONTESTED, ids=lambda each: str(each.key.prefix))
+async def test_a_foreign_route_in_the_way_is_left_alone_and_ours_goes_in_front(
+    fib: Fib, world: World, ours: Route
 ):
-    """And it is not touched, while the other routes are made."""
-    world.add_foreign(ip_network(prefix), BIRD)
+    """Its protocol is named, ours is what the kernel uses, and other routes are made as ever."""
+    world.add_foreign(ours.key.prefix, BIRD)
     before = world.foreign_text()
     other = table(route("10.7.0.0/26"))
 
-    failures = await fib.apply(Delta(table(route(prefix, ("pod0", None))) | other))
+    assert await fib.apply(Delta(table(ours) | other)) == []
 
-    assert [(f.key.prefix, f.operation) for f in failures] == [(ip_network(prefix), "create")]
+    assert await fib.read() == table(ours) | other
+    assert world.metrics_of(ours.key.prefix) == [(132, 1031), (BIRD, 1032)]
+    (words,) = fib.contested().values()
+    assert f"held by protocol {BIRD}" in words
+    assert "ours is in front of it at metric 1031" in words
+    assert world.foreign_text() == before
+    # Neither a driver that comes later nor the next pass has anything to do.
+    second = world.make_fib()
+    assert not diff(table(ours) | other, await second.read())
+    assert second.contested() == fib.contested()
+    assert await fib.retreat(0) is None
+    assert world.metrics_of(ours.key.prefix) == [(132, 1031), (BIRD, 1032)]
+    if second is not fib:
+        await second.close()
+
+
+@pytest.mark.parametrize("ours", CONTESTED, ids=lambda each: str(each.key.prefix))
+async def test_who_takes_a_route_of_ours_away_holds_its_place_and_not_the_way(
+    fib: Fib, world: World, ours: Route
+):
+    """`ip route replace` with our metric; told of as a change, and ours is back in front."""
+    assert await fib.apply(Delta(table(ours))) == []
+    world.take_over(ours.key.prefix, BIRD)
+    assert await asyncio.wait_for(fib.changed(), 5) == "route"
+    before = world.foreign_text()
+    assert await settle(fib, table(ours)) == []
+    assert world.metrics_of(ours.key.prefix) == [(132, 1031), (BIRD, 1032)]
+    assert world.foreign_text() == before
+    # Again and again: it replaces its own from now on, and there is nothing to write.
+    for _ in range(3):
+        world.take_over(ours.key.prefix, BIRD)
+        assert not diff(table(ours), await fib.read())
+    # Another next hop of ours, in front still; then ours goes, and nothing else.
+    changed = Route(ours.key, () if ours.next_hops else (NextHop("pod0"),))
+    assert await fib.apply(diff(table(changed), await fib.read())) == []
+    assert await fib.read() == table(changed)
+    assert world.metrics_of(ours.key.prefix) == [(132, 1031), (BIRD, 1032)]
+    assert await fib.apply(Delta(delete=table(changed))) == []
+    assert await fib.read() == {}
+    assert world.metrics_of(ours.key.prefix) == [(BIRD, 1032)]
+    assert world.foreign_text() == before
+
+
+@pytest.mark.parametrize("ours", CONTESTED, ids=lambda each: str(each.key.prefix))
+async def test_a_place_that_is_free_again_is_taken_back_when_it_has_been_for_a_while(
+    fib: Fib, world: World, ours: Route
+):
+    """Ours is in the kernel at every moment; in front of nobody it is nothing to tell."""
+    world.add_foreign(ours.key.prefix, BIRD)
+    assert await settle(fib, table(ours)) == []
+    assert await fib.retreat(60) is None
+    world.delete(ours.key.prefix)
+    assert not diff(table(ours), await fib.read())
+    assert fib.contested() == {}
+    left_s = await fib.retreat(60)
+    assert left_s is not None
+    assert 0 < left_s <= 60
+    assert world.metrics_of(ours.key.prefix) == [(132, 1031)]
+    # What changes meanwhile, changes where it stands.
+    changed = Route(ours.key, () if ours.next_hops else (NextHop("pod0"),))
+    assert await fib.apply(diff(table(changed), await fib.read())) == []
+    assert world.metrics_of(ours.key.prefix) == [(132, 1031)]
+    assert await fib.apply(diff(table(ours), await fib.read())) == []
+    with world.watched(ours.key.prefix) as seen:
+        assert await fib.retreat(0) is None
+    assert seen == ["+1032", "-1031"]
+    assert await fib.read() == table(ours)
+    assert world.metrics_of(ours.key.prefix) == [(132, 1032)]
+    assert await fib.retreat(0) is None
+
+
+async def test_a_retreat_that_was_cut_short_is_finished(fib: Fib, world: World):
+    """The agent was killed with the route in both places."""
+    ours = table(*CONTESTED)
+    for each in CONTESTED:
+        world.add_foreign(each.key.prefix, BIRD)
+    assert await settle(fib, ours) == []
+    for each in CONTESTED:
+        world.delete(each.key.prefix)
+        world.add_foreign(each.key.prefix, 132)
+    assert await fib.read() == ours
+    assert fib.contested() == {}
+    assert await fib.retreat(0) is None
+    assert await fib.read() == ours
+    assert {m for each in CONTESTED for m in world.metrics_of(each.key.prefix)} == {(132, 1032)}
+
+
+@pytest.mark.parametrize("prefix", ["10.0.0.1/32", "fd00::1/128"])
+async def test_who_holds_both_places_is_a_failure_that_names_them(
+    fib: Fib, world: World, prefix: str
+):
+    """And neither is touched, while the other routes are made; one that goes makes room."""
+    ours, other = route(prefix, ("pod0", None)), table(route("10.7.0.0/26"))
+    world.add_foreign(ours.key.prefix, BIRD)
+    world.add_foreign(ours.key.prefix, 4, 1031)
+    before = world.foreign_text()
+
+    failures = await fib.apply(Delta(table(ours) | other))
+
+    assert [(f.key, f.operation) for f in failures] == [(ours.key, "create")]
     assert f"held by protocol {BIRD}" in failures[0].error
+    assert "protocol 4" in failures[0].error
     assert world.foreign_text() == before
     assert await fib.read() == other
+    world.delete(ours.key.prefix)
+    assert await settle(fib, table(ours) | other) == []
+    assert world.metrics_of(ours.key.prefix) == [(4, 1031), (132, 1032)]
 
 
 @pytest.mark.parametrize(
@@ -421,9 +591,16 @@ async def test_replace_never_takes_over_a_foreign_route(fib: Fib, world: World, 
     old, new = route(prefix), route(prefix, ("pod0", None))
     world.add_foreign(old.key.prefix, BIRD)
     before = world.foreign_text()
-    failures = await fib.apply(Delta(replace={old.key: (old, new)}))
+    assert await fib.apply(Delta(replace={old.key: (old, new)})) == []
+    assert await fib.read() == table(new)
+    assert f"held by protocol {BIRD}" in fib.contested()[new.key]
+    assert world.foreign_text() == before
+    world.add_foreign(ip_network("10.9.0.0/16"), BIRD)
+    world.add_foreign(ip_network("10.9.0.0/16"), BIRD, 1031)
+    before = world.foreign_text()
+    blocked = route("10.9.0.0/16")
+    failures = await fib.apply(Delta(replace={blocked.key: (blocked, blocked)}))
     assert [f.operation for f in failures] == ["replace"]
-    assert f"held by protocol {BIRD}" in failures[0].error
     assert world.foreign_text() == before
 
 

@@ -28,6 +28,7 @@ from routing.links import LinkState
 from routing.next_hops import KernelRoute
 from routing.route_table import Hops
 from routing.routes import (
+    FRONT_METRIC,
     METRIC,
     PROTOCOL,
     TABLE_MAIN,
@@ -206,10 +207,13 @@ class FakeFib(Switches):
     async def read(self) -> Mapping[RouteKey, Route]:
         """Ours only."""
         self.raise_pending("read")
+        # What is in front comes last, and is what counts.
         return {
             RouteKey(prefix): Route(RouteKey(prefix), hops)
-            for (prefix, metric), (protocol, hops) in self.table.items()
-            if protocol == PROTOCOL and metric == METRIC
+            for (prefix, metric), (protocol, hops) in sorted(
+                self.table.items(), key=lambda item: -item[0][1]
+            )
+            if protocol == PROTOCOL and metric in (METRIC, FRONT_METRIC)
         }
 
     async def apply(self, delta: Delta[RouteKey, Route]) -> list[Failure[RouteKey]]:
@@ -230,9 +234,33 @@ class FakeFib(Switches):
             except OSError as error:
                 failures.append(Failure(key, "delete", str(error)))
                 continue
-            if self.table.get((key.prefix, key.metric), (0, ()))[0] == PROTOCOL:
-                del self.table[key.prefix, key.metric]
+            for metric in (key.metric, FRONT_METRIC):
+                if self.table.get((key.prefix, metric), (0, ()))[0] == PROTOCOL:
+                    del self.table[key.prefix, metric]
         return failures
+
+    def contested(self) -> Mapping[RouteKey, str]:
+        """Where ours is in front of another's."""
+        return {
+            RouteKey(prefix): f"held by protocol {protocol} (unknown) at metric {METRIC}; "
+            f"ours is in front of it at metric {FRONT_METRIC}"
+            for (prefix, metric), (protocol, _hops) in self.table.items()
+            if metric == METRIC and protocol != PROTOCOL and self._is_in_front(prefix)
+        }
+
+    async def retreat(self, after_s: float) -> float | None:
+        """At once when ``after_s`` is 0, else never."""
+        self.raise_pending("retreat")
+        fronts = [prefix for prefix, metric in self.table if metric == FRONT_METRIC]
+        free = [p for p in fronts if self.table.get((p, METRIC), (PROTOCOL, ()))[0] == PROTOCOL]
+        if after_s:
+            return after_s if free else None
+        for prefix in free:
+            self.table[prefix, METRIC] = self.table.pop((prefix, FRONT_METRIC))
+        return None
+
+    def _is_in_front(self, prefix: Prefix) -> bool:
+        return self.table.get((prefix, FRONT_METRIC), (0, ()))[0] == PROTOCOL
 
     async def abandon(self, gateways: Collection[Address]) -> int:
         """Where there is another way."""
@@ -377,11 +405,18 @@ class FakeFib(Switches):
                 raise ValueError(f"interface {hop.ifname} does not exist")
             if not link.is_up or not self._is_on_link(hop, link):
                 raise NetlinkError(101)
-        protocol, _hops = self.table.get((key.prefix, key.metric), (PROTOCOL, ()))
-        if protocol != PROTOCOL:
-            raise ValueError(f"held by protocol {protocol} at metric {key.metric}")
         hops = tuple(sorted(route.next_hops, key=next_hop_order))
-        self.table[key.prefix, key.metric] = (PROTOCOL, hops)
+        metric = key.metric
+        protocol, _hops = self.table.get((key.prefix, metric), (PROTOCOL, ()))
+        if protocol != PROTOCOL or self._is_in_front(key.prefix):
+            metric = FRONT_METRIC
+            before, _hops = self.table.get((key.prefix, metric), (PROTOCOL, ()))
+            if before != PROTOCOL:
+                raise ValueError(
+                    f"held by protocol {protocol} (unknown) at metric {key.metric}, "
+                    f"and by protocol {before} (unknown) at metric {metric}"
+                )
+        self.table[key.prefix, metric] = (PROTOCOL, hops)
 
     @staticmethod
     def _is_on_link(hop: NextHop, link: LinkState) -> bool:
@@ -436,6 +471,14 @@ class Disturbance(Fib):
     async def turn(self, moves: Mapping[Hops, Hops]) -> int:
         """As it is."""
         return await self._fib.turn(moves)
+
+    def contested(self) -> Mapping[RouteKey, str]:
+        """Undisturbed."""
+        return self._fib.contested()
+
+    async def retreat(self, after_s: float) -> float | None:
+        """Undisturbed."""
+        return await self._fib.retreat(after_s)
 
     async def links(self) -> dict[str, LinkState]:
         """Undisturbed."""

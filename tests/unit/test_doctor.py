@@ -17,7 +17,7 @@ from routing.cli.diag import redacted
 from routing.cli.ipam import pool_rows
 from routing.cli.main import main
 from routing.doctor.checks import CHECKS, Severity, diagnose
-from routing.doctor.facts import Facts, NetworkFile, Pool, Uplink
+from routing.doctor.facts import Beside, Facts, ForeignRoute, NetworkFile, Pool, Uplink
 from routing.doctor.gather import _network_files, _network_manager, _networkd, gather
 from routing.ipam_audit import audit
 
@@ -71,7 +71,12 @@ BAD: list[tuple[str, Severity, dict[str, Any]]] = [
     ("pools", Severity.ERROR, {"pools": (Pool("a", "10.0.0.0/8"), Pool("b", "10.244.0.0/16"))}),
     ("pools", Severity.ERROR, {"pools": (Pool("a", "192.0.0.0/16"),)}),
     ("pools", Severity.UNKNOWN, {"pools": None}),
-    ("foreign-routes", Severity.ERROR, {"foreign_routes": (("10.244.7.0/24", "static"),)}),
+    ("foreign-routes", Severity.ERROR,
+     {"foreign_routes": (ForeignRoute("10.244.7.0/24", "static"),)}),
+    ("foreign-routes", Severity.ERROR,
+     {"foreign_routes": (ForeignRoute("192.0.2.0/24", "static", Beside.INSTEAD_OF_OURS),)}),
+    ("foreign-routes", Severity.WARNING,
+     {"foreign_routes": (ForeignRoute("10.244.7.0/26", "openr", Beside.BEHIND_OURS),)}),
     ("mtu", Severity.ERROR, {"pods": [BIG]}),
     ("mtu", Severity.ERROR, {"uplinks": (Uplink("eth0", 1000, ()),)}),
     ("mtu", Severity.WARNING, {"uplinks": (TWO[0], replace(TWO[1], mtu_bytes=9000))}),

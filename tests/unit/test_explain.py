@@ -192,6 +192,7 @@ def covering(*routes: KernelRoute) -> tuple[KernelRoute, ...]:
 
 
 FOREIGN = route(BLOCK_B, Hop("eth9"), ours=False, metric=5)
+NARROWER = route(f"{B}/32", Hop("eth9"), ours=False, metric=5)
 OURS = route(BLOCK_B, Hop("uplink0", TOR))
 
 DOWN = LinkFacts("s32pod", False, False, 1500)
@@ -202,6 +203,7 @@ CASES: list[tuple[str, str, str, Case]] = [
     ("fib", "route-missing", "node1", near(covering=covering())),
     ("fib", "route-wrong", "node1", near(covering=covering(route(BLOCK_B, Hop("eth9"))))),
     ("fib", "foreign-route", "node1", near(covering=covering(FOREIGN))),
+    ("fib", "foreign-route", "node1", near(covering=covering(FOREIGN, OURS))),
     ("lookup", "foreign-route", "node1", near_lookup(entry=FOREIGN, hop=Hop("eth9"))),
     ("lookup", "foreign-route", "node1", near_lookup(error="EINVAL", hop=None, entry=FOREIGN)),
     (
@@ -210,7 +212,7 @@ CASES: list[tuple[str, str, str, Case]] = [
             near_lookup(error="EINVAL", hop=None, entry=None),
             origin=with_kernel(
                 near_lookup(error="EINVAL", hop=None, entry=None).origin,
-                covering=covering(FOREIGN, OURS),
+                covering=covering(NARROWER, OURS),
             ),
         ),
     ),
@@ -293,6 +295,26 @@ def test_a_healthy_case_has_no_wrong_and_no_unknown_step():
     report = explain(case())
     assert {step.verdict for step in report.steps} == {Verdict.OK}
     assert report.conclusion == "everything on the way there and back is as it should be"
+
+
+def test_a_route_that_is_never_used_is_told_with_whose_is_used():
+    """The same prefix at a lower metric; its protocol, and how to remove it."""
+    report = explain(near(covering=covering(FOREIGN, OURS)))
+    first = report.first_wrong
+    assert first is not None
+    assert "never used: 10.244.2.0/26 dev eth9 (protocol 4 metric 5)" in first.evidence
+    assert "ip route del 10.244.2.0/26 table 254 metric 5" in first.remedy
+
+
+def test_a_route_in_front_of_anothers_is_well_and_says_whose_is_behind():
+    """Ours is used."""
+    front = route(BLOCK_B, Hop("uplink0", TOR), metric=1031)
+    behind = route(BLOCK_B, Hop("eth9"), ours=False, metric=1032)
+    report = explain(near(covering=covering(front, behind)))
+    assert report.first_wrong is None
+    (step,) = (s for s in report.steps if s.id == "fib")
+    assert "ours, in front, metric 1031" in step.evidence
+    assert "behind it, unused: 10.244.2.0/26 dev eth9 (protocol 4 metric 1032)" in step.evidence
 
 
 @pytest.mark.parametrize(

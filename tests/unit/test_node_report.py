@@ -74,6 +74,21 @@ def test_what_is_wrong_is_a_condition_with_its_sentence():
     assert text["Established"] == "tor (172.30.0.0): Hold Timer Expired (4/0)"
 
 
+def test_who_holds_our_place_behind_us_is_told_and_the_condition_stays_true():
+    """One Event for each that comes, and none for what it does again."""
+    what = seen(contested={REMOTE: "held by protocol 99 (unknown) at metric 1032"})
+    (condition,) = (c for c in status(what).conditions if c.type == "FIBInSync")
+    assert (condition.status.value, condition.reason) == ("True", "InFrontOfOthers")
+    assert "protocol 99" in condition.message
+    found = news(what, {}, Noticed())
+    assert [(e.reason, "protocol 99" in e.message) for e in found.events] == [
+        ("RouteConflict", True)
+    ]
+    assert news(what, {}, found.noticed).events == ()
+    other = seen(contested={REMOTE: "held by protocol 98 (unknown) at metric 1032"})
+    assert len(news(other, {}, found.noticed).events) == 1
+
+
 def test_a_condition_keeps_its_time_while_it_is_as_true():
     """However its sentence changes."""
     first = status(seen(sessions={TOR: DOWN}))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
+from structlog.testing import capture_logs
 
 from bgp.paths import Origin, Path
 from bgp.speaker import BgpFailure
@@ -150,6 +151,7 @@ async def test_a_block_whose_route_failed_is_not_announced(node: Node):
     """It would attract traffic that this node sends back up its default route."""
     await node.speaker.start()
     node.fib.add_foreign(BLOCK, protocol=3)
+    node.fib.add_foreign(BLOCK, protocol=3, metric=1031)
     node.world.up(TOR)
     await node.loop.run_pass()
     assert await node.loop.run_pass()
@@ -273,14 +275,35 @@ async def test_forget_deletes_ours_wherever_it_leads_and_nothing_else(node: Node
 
 
 async def test_foreign_routes_are_never_touched(node: Node):
-    """Other protocol, same prefix and metric: a failure that names it; another metric: nothing."""
+    """Other protocol, same prefix and metric: named, and ours in front; another metric: nothing."""
     node.fib.add_foreign(REMOTE, protocol=4)
     node.fib.add_foreign(ip_network("192.0.2.0/24"), protocol=4, metric=5)
     await node.started()
     assert node.fib.table[REMOTE, 1032][0] == 4
+    assert node.fib.table[REMOTE, 1031][0] == 132
     assert node.fib.table[ip_network("192.0.2.0/24"), 5][0] == 4
-    failure = next(f for f in node.loop.report.failures if str(REMOTE) in f.key)
-    assert "4" in failure.error
+    assert not node.loop.report.failures
+    assert "protocol 4" in node.loop.report.contested[RouteKey(REMOTE)]
+
+
+async def test_a_contested_route_is_logged_once_and_tried_again_after_a_failure(node: Node):
+    """However often the other program writes its own; and again when it is another's."""
+    node.fib.add_foreign(REMOTE, protocol=4)
+    with capture_logs() as logged:
+        await node.started()
+        for _ in range(5):
+            node.fib.add_foreign(REMOTE, protocol=4)
+            assert not await node.loop.run_pass()
+        assert [e["prefix"] for e in logged if e["event"] == "route_contested"] == [str(REMOTE)]
+        node.fib.add_foreign(REMOTE, protocol=12)
+        await node.loop.run_pass()
+    assert len([e for e in logged if e["event"] == "route_contested"]) == 2
+    node.fib.delete(REMOTE)
+    node.fib.fail_next("retreat", OSError(5, "no"))
+    assert await node.loop.run_pass()
+    assert not await node.loop.run_pass()
+    assert node.loop.report.contested == {}
+    assert node.fib.table[REMOTE, 1031][0] == 132
 
 
 @pytest.mark.parametrize("what", ["read", "links"])
@@ -379,6 +402,7 @@ async def test_ensure_says_who_holds_the_address(node: Node):
     link = pod_link()
     node.fib.state[link.host_ifname] = LinkState(link.host_ifname, 9, True, 1500, ())
     node.fib.add_foreign(ip_network("10.244.1.5/32"), protocol=4)
+    node.fib.add_foreign(ip_network("10.244.1.5/32"), protocol=4, metric=1031)
     with pytest.raises(HostRouteError, match=r"10\.244\.1\.5/32"):
         await node.loop.ensure(link)
     other = RouteKey(ip_network("10.244.1.5/32"))

@@ -120,6 +120,17 @@ def test_a_missing_route_is_named_with_the_failure():
     assert any("10.244.2.0/26 is missing" in f for f in status_row(seen)["findings"])
 
 
+def test_a_route_in_front_of_anothers_is_ok_and_a_finding_that_names_it():
+    """It works, and somebody writes into our place."""
+    seen = belief(contested={REMOTE: "held by protocol 99 (unknown) at metric 1032; ours ..."})
+    row = next(r for r in route_rows(seen) if r["prefix"] == str(REMOTE))
+    assert row["state"] == "ok"
+    assert "protocol 99" in row["detail"]
+    (finding,) = status_row(seen)["findings"]
+    assert finding.startswith("route 10.244.2.0/26 is held by protocol 99")
+    assert status_row(seen)["routes"]["not_ok"] == 0
+
+
 def test_a_wrong_route_shows_what_the_kernel_has():
     """Wanted and found side by side."""
     base = belief()
