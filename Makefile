@@ -78,7 +78,7 @@ fuzz: setup-dev
 	nice -n 19 $(VENV)/bin/python -m tests.fuzz --cases $(FUZZ_CASES) $(FUZZ_ARGS)
 
 .PHONY: hunt
-# HUNT_ARGS='tests/property/test_bgp_codec.py --document docs/fuzzing.md'
+# HUNT_ARGS='--cases 500 tests/property/test_bgp_codec.py'; '--document docs/fuzzing.md' keeps all.
 hunt: setup-dev
 	nice -n 19 $(VENV)/bin/python -m tests.fuzz.hunt $(HUNT_ARGS)
 

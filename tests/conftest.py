@@ -16,7 +16,7 @@ settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True
 settings.register_profile(
     "hunt",
     deadline=None,
-    max_examples=3000,
+    max_examples=int(os.environ.get("HUNT_CASES", "3000")),
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -206,10 +206,12 @@ static long opens(long at, const char *name, long flags) {
     if (flags != 02004000 || at != -100) broken("opens in another way");
     if (how >= 240) return -ENOENT;
     size_t size = strlen(name);
-    /* The directory is beside the socket; whatever else is opened is a namespace. */
-    if (dialled && (told.happened & RANG || !(told.happened & CONNECTED))) {
-        const char *end = strrchr(path, '/') + 1;
-        if ((long)size != end - path + 7 || memcmp(name, path, end - path) || strcmp(name + size - 7, "deleted"))
+    /* The directory is beside the socket; whatever else is opened is a namespace. When its time is
+     * over between two blocks before it dials, nobody has told us yet where the socket is. */
+    if (told.happened & RANG || (dialled && !(told.happened & CONNECTED))) {
+        size_t beside = dialled ? (size_t)(strrchr(path, '/') + 1 - path) : size - 7;
+        if (size < 8 || size != beside + 7 || memcmp(name, dialled ? path : name, beside)
+            || memcmp(name + size - 8, "/deleted", 8))
             broken("opens a directory that is not beside the socket");
         entries_left = how < 200 ? 2 + how % 4 : how < 220 ? 4097 : 4098;
         return DIRECTORY;

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz.__main__ import cases_of
-from tests.fuzz.hunt import counted, table_of
+from tests.fuzz.hunt import counted, owed, table_of, uncounted
 from tests.fuzz.registry import TARGETS
 
 ROOT = Path(__file__).parents[2]
@@ -146,3 +146,20 @@ def test_a_hunt_is_counted_as_hypothesis_says():
     assert found["test_a"].seconds == 2.0
     assert found["test_b"].failing == 1
     assert "3,010 cases of 2 properties, 1 failures" in table_of(found)
+
+
+def test_a_property_that_a_hunt_does_not_count_is_missed():
+    """Those inside a test function too; one for each parameter is one property."""
+    inside = (
+        "@given(st.integers())\ndef test_one(x): ...\n\n"
+        "def test_two():\n    @settings()\n    @given(st.text())\n    def law(text): ...\n"
+    )
+    machine = "class Machine(RuleBasedStateMachine):\n"
+    assert (owed(inside), owed(machine), owed("from hypothesis import given\n")) == (2, 1, 0)
+    words = "{}:\n    - 10 passing, 0 failing, and 0 invalid test cases\n"
+    names = ("test_a.py::test_one[x]", "test_a.py::test_one[y]")
+    text = "".join(words.format(f"tests/property/{name}") for name in names)
+    sources = {"test_a": inside, "test_c": "no property"}
+    assert uncounted(counted(text), sources) == ["test_a"]
+    text += words.format("tests/property/test_a.py::test_two#1")
+    assert uncounted(counted(text), sources) == []

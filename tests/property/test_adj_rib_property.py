@@ -6,16 +6,17 @@ import random
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_network
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bgp.adj_rib import AdjRibIn
 from bgp.decision import best_paths
 from bgp.paths import Address, Family, Origin, Path, Peer, Prefix, Rejection, Update
+from tests.property import hunted
 
 CASES = 200
 FLOOR = 150
-PROFILE = settings(max_examples=CASES, derandomize=True, deadline=None, database=None)
+PROFILE = hunted.cases(CASES)
 
 PEERS = [ip_address(f"192.0.2.{n}") for n in (1, 2, 9, 10)]
 PREFIXES = [ip_network(p) for p in ("0.0.0.0/0", "10.9.0.0/26", "10.9.1.0/26", "2001:db8::/64")]

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bgp import exabgp_api as api
 from bgp.exabgp_api import Answered, Hello, ProtocolError, RawUpdates, Text
 from bgp.paths import Family, Update
 from bgp.paths import Path as BgpPath
+from tests.property import hunted
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "exabgp-5.0.15"
 LINES = [
@@ -27,7 +28,7 @@ EVENTS = [json.loads(line) for line in (GOLDEN / "events.txt").read_text().split
 CASES = 300
 FLOOR = 250
 BULK_CASES = 20_000
-PROFILE = settings(max_examples=CASES, derandomize=True, deadline=None, database=None)
+PROFILE = hunted.cases(CASES)
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 
 from cni.errors import CniError, Code, shown
@@ -32,6 +32,7 @@ from cni.result import (
 from cni.spec import Command, parse_request, render_error
 from tests.fakes.cni import Node
 from tests.fakes.runtime import agent_beside, execute
+from tests.property import hunted
 
 CODES = {int(code) for code in Code}
 COMMANDS = [each.value for each in Command]
@@ -223,13 +224,13 @@ def test_parsing_raises_cni_errors_only(cases: Cases) -> None:
             assert record.attachment == request.attachment
             assert len(request.attachment.host_ifname) == 15
 
-    @settings(max_examples=250, suppress_health_check=[HealthCheck.too_slow])
+    @hunted.cases(250, suppress_health_check=[HealthCheck.too_slow])
     @given(environment=environments | good_environment, stdin=stdins)
     @example(environment={"CNI_COMMAND": "STATUS"}, stdin=b"[" * 100_000)
     def anything(environment: dict[str, str], stdin: bytes) -> None:
         law(environment, stdin)
 
-    @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+    @hunted.cases(200, suppress_health_check=[HealthCheck.too_slow])
     @given(environment=good_environment, conf=nearly_good_confs)
     def nearly_good(environment: dict[str, str], conf: object) -> None:
         law(environment, json.dumps(conf).encode())
@@ -242,7 +243,7 @@ def test_parsing_raises_cni_errors_only(cases: Cases) -> None:
 def test_every_result_reads_back_from_every_version(cases: Cases) -> None:
     """1.1.0 gives the same value; an older version what that version can say, and is stable."""
 
-    @settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+    @hunted.cases(100, suppress_health_check=[HealthCheck.too_slow])
     @given(result=results, version=st.sampled_from(SUPPORTED_VERSIONS))
     def law(result: Result, version: str) -> None:
         cases.count()
@@ -262,14 +263,14 @@ def test_splitting_a_frame_raises_frame_errors_only(cases: Cases) -> None:
     keys = st.sampled_from(["CNI_ARGS", "CNI_IFNAME", "CNI_X"])
     values = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 
-    @settings(max_examples=300)
+    @hunted.cases(300)
     @given(data=st.binary(max_size=100), with_magic=st.booleans())
     def arbitrary(data: bytes, with_magic: bool) -> None:
         cases.count()
         with contextlib.suppress(FrameError):
             split_request((MAGIC if with_magic else b"") + data)
 
-    @settings(max_examples=200)
+    @hunted.cases(200)
     @given(environment=st.dictionaries(keys, values), stdin=st.binary(max_size=50))
     def well_formed(environment: dict[str, str], stdin: bytes) -> None:
         cases.count()
@@ -315,7 +316,7 @@ def test_no_bytes_on_the_socket_harm_the_server(cases: Cases, agent: tuple[str, 
     )
     frames = st.builds(lambda e, s: MAGIC + e + b"\0" + s, entries, stdins)
 
-    @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @hunted.cases(100, suppress_health_check=[HealthCheck.too_slow])
     @given(data=frames | st.binary(max_size=300), count=st.integers(0, 3))
     def law(data: bytes, count: int) -> None:
         cases.count()
@@ -352,7 +353,7 @@ def test_no_input_makes_the_plugin_say_anything_but_cni(
         lambda conf: json.dumps(conf | {"socket": path} if isinstance(conf, dict) else conf)
     )
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @hunted.cases(40, suppress_health_check=[HealthCheck.too_slow])
     @given(
         environment=raw | encoded,
         stdin=led_here.map(str.encode) | st.binary(max_size=100),
@@ -376,7 +377,7 @@ def test_no_input_makes_the_plugin_say_anything_but_cni(
 def test_a_shown_value_is_short_and_on_one_line(cases: Cases) -> None:
     """Whatever JSON can hold."""
 
-    @settings(max_examples=100)
+    @hunted.cases(100)
     @given(value=junk)
     def law(value: object) -> None:
         cases.count()
