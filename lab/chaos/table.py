@@ -19,8 +19,11 @@ it ran. What a machine lacks something for (memory cgroups for O10, a kube-apise
 skipped there, which is no pass, and keeps its line. Run it on your machine.
 
 O11, thousands of pods coming and going while launchers and agents are killed, runs by its id alone
-or as `make soak`; its plot and figures: [soak.md](soak.md). Hostile input by the million:
-[fuzzing.md](fuzzing.md).
+or as `make soak`; its figures: [soak.md](soak.md), its plot:
+
+![Memory, descriptors, links, routes, namespaces over the run](soak.svg)
+
+Hostile input by the million: [fuzzing.md](fuzzing.md).
 """
 
 

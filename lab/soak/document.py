@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from lab.soak.figures import (
     DESCRIPTORS_MAX,
+    FILES_MAX,
     RESTART_SLOPE_MAX_KIB,
     SAME,
     SLOPE_MAX_KIB,
+    STATE_MAX_KIB,
     Outcome,
     memory_slope,
     problems,
@@ -65,8 +67,10 @@ def document(outcome: Outcome, picture: str) -> str:
         )
     lines += [
         f"| blocks of the node | {first.blocks} | {last.blocks} | no more than before |",
-        f"| files in the run directory | {first.run_files} | {last.run_files} | |",
-        f"| state and journal, KiB | {first.state_kib} | {last.state_kib} | |",
+        f"| files in the run directory | {first.run_files} | {last.run_files} | "
+        f"{FILES_MAX} more at most |",
+        f"| state and journal, KiB | {first.state_kib} | {last.state_kib} | {STATE_MAX_KIB:,} at "
+        "most: the journal's own limit and a little |",
         "",
         "The oracle (runtime, kernel and address book compared) "
         + ("found nothing at the end." if not outcome.findings else "or a worker found something."),

@@ -12,6 +12,9 @@ SLOPE_MAX_KIB = 100.0
 """A thousand pairs, at most: a busy node's day of 14,000 costs 1.4 MiB then."""
 RESTART_SLOPE_MAX_KIB = 4.0
 """An agent's restart, in the speaker, the bridge and ExaBGP, which live through all of them."""
+FILES_MAX = 2
+STATE_MAX_KIB = 9 << 10
+"""The journal keeps two files of 4 MiB; the rest is small."""
 DESCRIPTORS_MAX = 2
 """More at the end than in the beginning: one connection of the CLI or the bridge either way."""
 THREADS_MAX = 70
@@ -28,7 +31,8 @@ class Sample:
         agent_kib, speaker_kib: resident memory; the latter of supervisor, ExaBGP and bridge.
         agent_fds: without one for each of ``agent_threads``.
         tmp_entries: in a /tmp that is this run's alone.
-        run_files: under the node's run directory, ``state`` included.
+        run_files: under the node's run directory, ``state`` included, without the half-written
+            records of launchers killed in the last two minutes.
         pod_routes: over pods' links; ``blocks`` are the blackholes of this node's blocks, of which
             there are as many as resting addresses need.
     """
@@ -121,6 +125,10 @@ def problems(outcome: Outcome) -> list[str]:
         begun, ended = getattr(first, name), getattr(last, name)
         if ended > begun + DESCRIPTORS_MAX:
             found.append(f"{name}: {begun} in the beginning, {ended} at the end")
+    if last.run_files > first.run_files + FILES_MAX:
+        found.append(f"run_files: {first.run_files} in the beginning, {last.run_files} at the end")
+    if max(each.state_kib for each in samples) > STATE_MAX_KIB:
+        found.append(f"state_kib: over {STATE_MAX_KIB}")
     if max(each.agent_threads for each in samples) > THREADS_MAX:
         found.append(f"agent_threads: over {THREADS_MAX}")
     cut = len(samples) * 3 // 4

@@ -57,6 +57,13 @@ def test_one_left_behind_once_is_a_problem(name: str):
     assert [each.partition(":")[0] for each in problems(leaky)] == [name]
 
 
+@pytest.mark.parametrize(("name", "value"), [("run_files", 14), ("state_kib", 10_000)])
+def test_files_that_pile_up_are_a_problem(name: str, value: int):
+    """A record for each pod that was, or a journal without an end."""
+    piling = run(**{name: lambda n: value if n > 70 else getattr(AT_REST, name)})
+    assert [each.partition(":")[0] for each in problems(piling)] == [name]
+
+
 def test_memory_that_grows_is_a_problem():
     """15 KiB a hundred pairs; 6 KiB a restart in what outlives the agent."""
     growing = run(agent_kib=lambda n: 55_000 + 15 * n)
