@@ -211,6 +211,7 @@ class Lab:
     def apply_resources(self) -> None:
         """The cluster's resources, by ``slash32 apply``."""
         documents = resources(self.plan, API_VERSION)
+        self.paths.store.parent.mkdir(mode=0o700, exist_ok=True)
         self.paths.resources_file.write_text(yaml.safe_dump_all(documents, sort_keys=False))
         self.progress.say(f"applying {len(documents)} resources")
         self._slash32("apply", "-f", self.paths.resources_file)

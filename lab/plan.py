@@ -381,7 +381,8 @@ class LabPaths:
 
     @property
     def store(self) -> Path:
-        return self.root / "store.db"
+        """In a directory of its own: the disk under it may be another one (lab/chaos/disks.py)."""
+        return self.root / "cluster" / "store.db"
 
     @property
     def kubeconfig(self) -> Path:

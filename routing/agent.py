@@ -41,6 +41,7 @@ from routing.control import ControlServer
 from routing.datastore.cache import SnapshotCache
 from routing.datastore.opening import open_store, pod_wishes
 from routing.datastore.snapshot import Datastore, Snapshot, StatusBoard
+from routing.disks import Disks
 from routing.explain.about import about
 from routing.explain.codec import to_json
 from routing.fib import KernelFib
@@ -163,6 +164,9 @@ class Agent:
             on_change=self._bgp_changed,
         )
         self._journal = Journal(settings.journal_file, clock=time.time)
+        written = [settings.run_dir, settings.state_dir]
+        written += [settings.store.parent] if settings.store is not None else []
+        self._disks = Disks(written, on_change=lambda: self._loop.kick("disks"))
         self._mended: deque[tuple[int, str]] = deque(maxlen=MENDED_KEPT)
         self._loop = Reconciler(
             node=settings.node,
@@ -265,6 +269,7 @@ class Agent:
         for ifname in self._wiring.remove_half_made():
             log.warning("half_made_link_removed", link=ifname)
         self._adopt()
+        self._disks.look()
         await self._forget_connections()
         await self._control.start()
         if self._web is not None:
@@ -289,6 +294,7 @@ class Agent:
                 tasks.create_task(self._loop.watch_losses()),
                 tasks.create_task(self._loop.watch_store()),
                 tasks.create_task(self._collector.run(self._settings.resync_s)),
+                tasks.create_task(self._disks.run()),
             ]
             if self._wishes is not None:
                 self._wishes.start()
@@ -347,6 +353,7 @@ class Agent:
                 allocator=self._allocator,
                 cache_file=self._settings.snapshot_cache,
                 is_ready=self._readiness() is None,
+                writable=self._disks.is_writable,
             )
 
         def last_pass_s() -> float:
@@ -521,4 +528,5 @@ class Agent:
             unusable=self._speaker.rejections(),
             stale=self._speaker.stale_paths(),
             mended=tuple(self._mended),
+            degraded=self._disks.problems,
         )

@@ -14,6 +14,7 @@ from ipaddress import ip_address
 
 from bgp.paths import SessionState
 from routing.datastore.snapshot import (
+    DEGRADED,
     Condition,
     ConditionStatus,
     EventNote,
@@ -95,6 +96,12 @@ def _conditions(belief: Belief, peers: list[Row], unready: str | None) -> Iterat
     yield _condition("Established", _listed(down), "AllSessionsUp", "SessionsDown")
     kept = None if belief.last_peers is None else str(belief.last_peers)
     yield _condition("PeersConfigured", kept, "AsTheStoreSays", "LastPeersKept")
+    degraded = _listed(list(belief.degraded))
+    if degraded is None:
+        yield Condition(DEGRADED, ConditionStatus.FALSE, "DisksWritable")
+    else:
+        text = degraded[:TEXT_MAX_CHARACTERS]
+        yield Condition(DEGRADED, ConditionStatus.TRUE, "DiskNotWritable", text)
 
 
 def _condition(kind: str, wrong: str | None, well: str, ill: str) -> Condition:
@@ -157,6 +164,7 @@ class Noticed:
     rejections: frozenset[tuple[Address, str]] = frozenset()
     has_last_peers: bool = False
     mended: int = 0
+    degraded: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +213,11 @@ def news(belief: Belief, starved: Mapping[str, str], before: Noticed) -> News:
     ]
     if belief.last_peers is not None and not before.has_last_peers:
         events.append(EventNote("Node", belief.node, "LastPeersKept", str(belief.last_peers)))
+    events += [
+        EventNote("Node", belief.node, "DiskNotWritable", sentence)
+        for sentence in belief.degraded
+        if sentence not in before.degraded
+    ]
     rejected = examples_of(belief.desired.rejected)
     events += [
         _of_peer(
@@ -226,6 +239,7 @@ def news(belief: Belief, starved: Mapping[str, str], before: Noticed) -> News:
         rejections=before.rejections | rejected.keys(),
         has_last_peers=belief.last_peers is not None,
         mended=mended[-1][0] if mended else before.mended,
+        degraded=frozenset(belief.degraded),
     )
     return News(noticed, tuple(events))
 

@@ -85,6 +85,8 @@ class Belief:
     """What another hand did to pods' links and was put right: the newest, numbered from 1."""
     contested: Mapping[Prefix, str] = field(default_factory=dict)
     """Routes of ours in front of another program's of the same place; a sentence that names it."""
+    degraded: Sequence[str] = ()
+    """What does not work and stops no packet: directories that cannot be written."""
 
 
 def peer_rows(belief: Belief) -> list[Row]:
@@ -403,6 +405,7 @@ def _findings(belief: Belief, peers: list[Row], routes: list[Row]) -> Iterable[s
         yield f"store: {belief.store_error}"
     yield from belief.desired.problems
     yield from belief.ipam_problems
+    yield from (f"Degraded: {sentence}" for sentence in belief.degraded)
     if belief.desired.phase is not DrainPhase.SERVING:
         yield f"this node is being drained: {belief.desired.phase.value}"
     if not belief.speaker_connected:

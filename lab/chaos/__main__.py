@@ -23,6 +23,7 @@ import structlog
 from lab import build, teardown
 from lab.chaos import (
     control_plane,
+    disks,
     executable,
     hostile,
     kernel,
@@ -36,6 +37,7 @@ from lab.chaos import (
     router_kinds,
     secrets,
     security,
+    stale_pods,
     suites,
     topologies,
     unwelcome,
@@ -62,7 +64,9 @@ MODULES = (
     misbehaving_api,
     mistaken_peers,
     control_plane,
+    disks,
     security,
+    stale_pods,
     suites,
     topologies,
     unwelcome,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import IPv4Network, ip_network
@@ -54,7 +55,11 @@ def claim_at_once(path: Path, *, nodes: int, blocks: int) -> Outcome:
 
     with ThreadPoolExecutor(max_workers=nodes) as threads:
         given = list(threads.map(lambda number: asyncio.run(ask(number)), range(nodes)))
-    held = asyncio.run(_blocks_in(path))
+    return outcome_of(given, asyncio.run(_blocks_in(path)))
+
+
+def outcome_of(given: Sequence[str | None], held: Sequence[Block]) -> Outcome:
+    """What the nodes came to: ``given`` is each node's address, or None for refused. Pure."""
     addresses = Counter(address for address in given if address)
     cidrs = Counter(block.cidr for block in held)
     owner = {block.cidr: block.node for block in held}

@@ -6,12 +6,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
+from ipaddress import IPv4Network
 from pathlib import Path
 
 from cni.attachment import Attachment
 from cni.collect import GRACE_S
+from cni.ipam.block import Block, BlockState
 from lab import namespaces, runtime
-from lab.chaos.claiming import claim_at_once
+from lab.chaos.claiming import claim_at_once, outcome_of
 from lab.chaos.rows import Row, Stage, Verdict
 from lab.chaos.world import World
 from lab.plan import LabFailure
@@ -37,12 +40,27 @@ def added_twice(world: World, verdict: Verdict) -> None:
         except runtime.PluginFailed as error:
             second = first
             verdict.note(f"the second ADD is refused: {error}")
-        inside = namespaces.ip_json(namespace, "-4", "addr", "show", "dev", "eth0")
-        count = len(inside[0]["addr_info"])
+        count = _v4_inside(namespace)
+        # The control: another pod has others, and a second address inside is counted.
+        with world.extra_pod("node1", "c2b") as (other, _):
+            others = runtime.addresses_in(plugin.add(other))
+            plugin.delete(other)
+        namespaces.run(["ip", "addr", "add", "10.244.255.3/32", "dev", "eth0"], namespace=namespace)
+        planted = _v4_inside(namespace)
         plugin.delete(sandbox)
-    verdict.note(f"{first} twice, {count} IPv4 address inside")
+    verdict.note(
+        f"{first} twice, {count} IPv4 address inside; control: another pod has {others[0]}, a "
+        f"planted address is counted ({planted})"
+    )
+    verdict.must(not set(others) & set(first), "the control within: another pod has the same")
+    verdict.must(planted == count + 1, f"the control within: {planted} inside after one more")
     verdict.must(first == second, f"{first}, then {second}")
     verdict.must(count == 1, f"{count} IPv4 addresses inside the pod")
+
+
+def _v4_inside(namespace: str) -> int:
+    inside = namespaces.ip_json(namespace, "-4", "addr", "show", "dev", "eth0")
+    return len(inside[0]["addr_info"])
 
 
 def agent_away(world: World, verdict: Verdict) -> None:
@@ -224,6 +242,14 @@ def claimed_at_once(_world: object, verdict: Verdict) -> None:
         f"{outcome.served} nodes served, {outcome.refused} told that the pool is exhausted, "
         f"{outcome.blocks} blocks, {outcome.confirmed} confirmed, {outcome.doubled} doubled"
     )
+    block = Block(IPv4Network("10.244.0.0/26"), "chaos", "node-0", BlockState.CONFIRMED)
+    planted = [
+        outcome_of(["10.244.0.1", "10.244.0.1"], [block]).doubled,
+        outcome_of(["10.244.0.1", None], [block, replace(block, node="node-1")]).doubled,
+        outcome_of([None, "10.244.0.2"], [block]).doubled,
+    ]
+    verdict.note(f"control: an address twice, a block twice, a stranger's address: {planted}")
+    verdict.must(all(planted), f"the control within: {planted} doubled where all are")
     verdict.must(outcome.doubled == 0, f"{outcome.doubled} addresses or blocks doubled")
     verdict.must(outcome.blocks == 16, f"{outcome.blocks} of 16 blocks were claimed")
     verdict.must(outcome.confirmed == outcome.blocks, "a block is not confirmed")
@@ -235,9 +261,10 @@ _ONE = Stage.ONE_TOR
 
 ROWS = [
     Row("A1", "32 nodes claim at once from a pool of 16 blocks",
-        "16 confirmed blocks, 16 nodes served, 16 refused, 0 doubled", Stage.NO_LAB,
-        claimed_at_once, is_quick=True),
-    Row("C2", "ADD twice", "the same addresses, one of each family", _ONE, added_twice,
+        "16 confirmed blocks, 16 nodes served, 16 refused, 0 doubled (control within: planted ones "
+        "are counted)", Stage.NO_LAB, claimed_at_once, is_quick=True),
+    Row("C2", "ADD twice", "the same addresses, one of each family (control within: "
+        "another pod's are others)", _ONE, added_twice,
         control="C0", is_quick=True),
     Row("C5", "the agent is away", "ADD 11 within 1 s, STATUS 50, DEL done later", _ONE,
         agent_away, control="C0", is_quick=True),

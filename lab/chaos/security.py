@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import stat
+import tempfile
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 
 import yaml
@@ -38,14 +42,31 @@ LARGE = {
     "a thousand levels": f"{_HEAD}spec: {'[' * 1000}{']' * 1000}\n",
 }
 LARGE_MOST_S = 10.0
+NOBODY = 65534
 
 
 def file_modes(world: World, verdict: Verdict) -> None:
-    """What is on the node's disk after all has run."""
+    """What is on the node's disk after all has run; then, as the control, the same look at what
+    must not be there: it has to find each."""
     run_dir = world.lab.paths.run_dir("node1")
+    beside = list(world.lab.paths.cni_bin("node1").iterdir())
+    seen, wrong = _wrong_modes([*run_dir.rglob("*"), *beside])
+    with _planted(run_dir) as planted:
+        _, found = _wrong_modes([*run_dir.rglob("*"), *beside])
+    missed = [what for what in planted if what not in found]
+    verdict.note(
+        f"{seen} files and sockets looked at; control: of {len(planted)} planted there, such as "
+        f'"{planted[0]}", {len(planted) - len(missed)} found'
+    )
+    verdict.must(not wrong, "; ".join(wrong))
+    verdict.must(not missed, f"the control within: not found: {'; '.join(missed)}")
+
+
+def _wrong_modes(paths: Iterable[Path]) -> tuple[int, list[str]]:
+    """How many are there, and a sentence for each mode that must not be."""
     wrong = []
     seen = 0
-    for path in [*run_dir.rglob("*"), *world.lab.paths.cni_bin("node1").iterdir()]:
+    for path in paths:
         with suppress(FileNotFoundError):
             mode = path.lstat().st_mode
             seen += 1
@@ -55,8 +76,29 @@ def file_modes(world: World, verdict: Verdict) -> None:
                 wrong.append(f"{path.name}: writable for all")
             if (stat.S_ISSOCK(mode) or path.name == "exabgp.conf") and mode & 0o077:
                 wrong.append(f"{path.name}: {mode & 0o777:o}")
-    verdict.note(f"{seen} files and sockets looked at")
-    verdict.must(not wrong, "; ".join(wrong))
+    return seen, wrong
+
+
+@contextmanager
+def _planted(directory: Path) -> Iterator[list[str]]:
+    """Files and a socket that must not be there; what is to be said of each."""
+    home = directory / "planted"
+    home.mkdir(mode=0o700)
+    try:
+        for name, mode in (("open", 0o606), ("set-uid", 0o4700), ("set-gid", 0o2700)):
+            (home / name).touch()
+            (home / name).chmod(mode)
+        (home / "exabgp.conf").touch()
+        (home / "exabgp.conf").chmod(0o640)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(home / "sock"))
+            (home / "sock").chmod(0o644)
+            yield [
+                "open: writable for all", "set-uid: set-id", "set-gid: set-id",
+                "exabgp.conf: 640", "sock: 644",
+            ]  # fmt: skip
+    finally:
+        shutil.rmtree(home)
 
 
 def slow_clients(world: World, verdict: Verdict) -> None:
@@ -163,36 +205,54 @@ def injected_names(world: World, verdict: Verdict) -> None:
 
 
 def stolen_socket(world: World, verdict: Verdict) -> None:
-    """A process without privileges at the agent's sockets."""
+    """A process without privileges at the agent's sockets. The control within: root's is accepted
+    at each of them, and nobody's at a socket that lets everybody in."""
     run_dir = world.lab.paths.run_dir("node1")
-    refused = []
-    for name in ("cni.sock", "agent.sock", "bgp.sock"):
-        path = run_dir / name
-        if not path.exists():
-            continue
-        pid = os.fork()
-        if pid == 0:
-            try:
-                os.setgroups([])
-                os.setgid(65534)
-                os.setuid(65534)
-                socket.socket(socket.AF_UNIX).connect(str(path))
-            except OSError:
-                os._exit(1)
-            os._exit(0)
-        _, status = os.waitpid(pid, 0)
-        if os.waitstatus_to_exitcode(status) == 1:
-            refused.append(name)
-        else:
-            verdict.must(False, f"{name} takes a connection of nobody")
-    verdict.note(f"refused at {', '.join(refused)}")
+    paths = [run_dir / name for name in ("cni.sock", "agent.sock", "bgp.sock")]
+    paths = [path for path in paths if path.exists()]
+    refused = [path.name for path in paths if not _connects(path, uid=NOBODY)]
+    accepted = [path.name for path in paths if _connects(path, uid=0)]
+    with tempfile.TemporaryDirectory() as home, socket.socket(socket.AF_UNIX) as listener:
+        Path(home).chmod(0o755)
+        open_to_all = Path(home) / "open.sock"
+        listener.bind(str(open_to_all))
+        listener.listen()
+        open_to_all.chmod(0o666)
+        is_let_in = _connects(open_to_all, uid=NOBODY)
+        open_to_all.chmod(0o600)
+        is_let_in_still = _connects(open_to_all, uid=NOBODY)
+    verdict.note(
+        f"refused at {', '.join(refused)}; control: root accepted at {', '.join(accepted)}, nobody "
+        f"let in by a socket of 0666: {is_let_in}, of 0600: {is_let_in_still}"
+    )
+    names = [path.name for path in paths]
+    verdict.must(refused == names, f"nobody is let in at {sorted(set(names) - set(refused))}")
+    verdict.must(accepted == names, f"the control within: root only at {accepted}")
+    verdict.must(is_let_in and not is_let_in_still, "the control within: the mode says nothing")
     verdict.must(len(refused) >= 2, "too few sockets were there to try")
+
+
+def _connects(path: Path, *, uid: int) -> bool:
+    """Whether a process of that user and group, with no other, can connect to a socket."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setgid(uid)
+            os.setuid(uid)
+            socket.socket(socket.AF_UNIX).connect(str(path))
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status) == 0
 
 
 _ONE = Stage.ONE_TOR
 
 ROWS = [
-    Row("S8", "files and sockets on the node", "no set-id, none writable for all, sockets 0600",
+    Row("S8", "files and sockets on the node", "no set-id, none writable for all, sockets "
+        "0600 (control within: planted ones are found)",
         _ONE, file_modes, is_quick=True),
     Row("S10", f"{SLOW_CLIENTS} connections to the agent's socket that say half a request or "
         "announce too long a one; ADDs in turns without and beside them",
@@ -201,5 +261,7 @@ ROWS = [
     Row("S13", "texts that inject, in every field that takes a text; a YAML bomb, a megabyte, a "
         "thousand levels",
         "refused, exabgp.conf unchanged", _ONE, injected_names, is_quick=True),
-    Row("S14", "nobody's process at the agent's sockets", "refused", _ONE, stolen_socket),
+    Row("S14", "nobody's process at the agent's sockets",
+        "refused (control within: root's is not, nor nobody's at a socket of 0666)", _ONE,
+        stolen_socket),
 ]  # fmt: skip

@@ -320,7 +320,7 @@ def _age_s(moment: str) -> float | None:
 
 
 def _status_row(status: Any, peers: Sequence[Mapping[str, Any]]) -> Row:
-    wrong = [c for c in status.conditions if c.status.value == "False"]
+    wrong = [c for c in status.conditions if c.is_bad]
     return {
         "node": status.meta.name,
         "version": status.version,

@@ -268,6 +268,10 @@ class ConditionStatus(Enum):
     UNKNOWN = "Unknown"
 
 
+DEGRADED = "Degraded"
+"""The type of the one condition that is bad when it is true, as Kubernetes names such a one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Condition:
     """A metav1.Condition. ``reason`` is a CamelCase token, ``message`` a sentence.
@@ -282,6 +286,12 @@ class Condition:
     message: str = ""
     observed_generation: int = 0
     changed_at: str = ""
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether it tells of something wrong: Degraded by being true, others by being false."""
+        bad = ConditionStatus.TRUE if self.type == DEGRADED else ConditionStatus.FALSE
+        return self.status is bad
 
 
 @dataclass(frozen=True, slots=True)

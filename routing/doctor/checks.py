@@ -257,6 +257,11 @@ def _clock(facts: Facts) -> Iterator[Found]:
 
 
 def _disk(facts: Facts) -> Iterator[Found]:
+    for path in facts.read_only:
+        yield _error(
+            f"{path} is mounted read-only",
+            "see the kernel's log for why (an error of the disk?), and mount it writable again",
+        )
     if facts.state_free_percent is not None and facts.state_free_percent < LEAST_FREE_PERCENT:
         yield _error(
             f"{facts.state_free_percent:.1f} % free where the agent keeps its state",

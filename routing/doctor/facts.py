@@ -60,6 +60,7 @@ class Facts:
         network_manager: whether it runs, and has a rule that leaves our links alone.
         listeners: local addresses that something listens on at the BGP port.
         is_clock_synchronised: as the kernel says (adjtimex).
+        read_only: of the agent's directories, those on a file system that is mounted so.
         status: the agent's own status view; ``agent_error`` when it does not answer.
         peers, pods: the agent's views.
     """
@@ -78,6 +79,7 @@ class Facts:
     is_clock_synchronised: bool | None = None
     missing_programs: tuple[str, ...] = ()
     state_free_percent: float | None = None
+    read_only: tuple[str, ...] = ()
     status: Mapping[str, Any] | None = None
     agent_error: str = ""
     peers: Sequence[Mapping[str, Any]] = ()

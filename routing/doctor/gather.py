@@ -55,6 +55,7 @@ def gather(*, root: Path, run_dir: Path, state_dir: Path, conf_dir: Path) -> Fac
         is_clock_synchronised=_is_clock_synchronised(),
         missing_programs=tuple(p for p in PROGRAMS if _which(p) is None),
         state_free_percent=_free_percent(state_dir),
+        read_only=tuple(str(each) for each in (run_dir, state_dir) if _is_read_only(each)),
         status=status,
         agent_error=agent_error,
         peers=peers,
@@ -244,6 +245,13 @@ def _is_clock_synchronised() -> bool | None:
     if ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(timex)) < 0:
         return None
     return not timex.status & _UNSYNCHRONISED
+
+
+def _is_read_only(directory: Path) -> bool:
+    try:
+        return bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
 
 
 def _free_percent(state_dir: Path) -> float | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 from bgp.speaker import Speaker
@@ -72,11 +73,13 @@ class AgentMetrics:
         allocator: Allocator,
         is_ready: bool,
         cache_file: Path | None = None,
+        writable: Mapping[str, bool] = MappingProxyType({}),
     ) -> Observation:
         """Everything the metrics are made of, now; nothing is read from the kernel or the store.
 
         Args:
             cache_file: the node's copy of the store, whose age is told.
+            writable: the agent's directories, and whether each can be written.
         """
         return Observation(
             now_s=self._clock(),
@@ -100,6 +103,7 @@ class AgentMetrics:
             cache_saved_at_s=self._written_at_s(cache_file),
             edge_error=loop.edge_error,
             is_ready=is_ready,
+            writable=writable,
             is_exabgp_tuned=not speaker.exabgp_mode.startswith("stock"),
         )
 

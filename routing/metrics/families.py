@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -44,6 +44,7 @@ class Observation:
         cni_requests: by (command, result). ``cni_phases``: by (phase, result).
         store_read_at_s, cache_saved_at_s: when last done, or None when never.
         own_blocks: (block, used, resting, free) of each confirmed block of this node.
+        writable: the agent's directories, and whether each can be written.
     """
 
     now_s: float
@@ -68,6 +69,7 @@ class Observation:
     edge_error: str | None = None
     is_ready: bool = True
     is_exabgp_tuned: bool = True
+    writable: Mapping[str, bool] = field(default_factory=dict)
 
     def unix_s(self, at_s: float) -> float:
         """A moment of our clock as Unix time."""
@@ -112,6 +114,14 @@ def _node(seen: Observation) -> Iterator[Metric]:
     yield _gauge(
         "slash32_edge_in_place", "1 when the rules at the pods' edge hold.", seen.edge_error is None
     )
+    writable = _family(
+        "slash32_disk_writable",
+        "1 when the agent can write there; 0 stops no packet and no verb, but is Degraded.",
+        ["path"],
+    )
+    for path, is_writable in sorted(seen.writable.items()):
+        writable.add_metric([path], float(is_writable))
+    yield writable
 
 
 def _bgp(seen: Observation) -> Iterator[Metric]:

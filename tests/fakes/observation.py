@@ -80,5 +80,6 @@ def observation(**changes: Any) -> Observation:
         "cni_phases": phases,
         "own_blocks": [(BLOCK, 5, 1, 58)],
         "store_read_at_s": 995.0,
+        "writable": {"/run/slash32": True, "/var/lib/slash32": False},
     }  # fmt: skip
     return Observation(**(values | changes))

@@ -384,6 +384,11 @@ def test_an_agent_that_is_killed_again_and_again_moves_nothing(
         assert (bird.sessions_so_far("node"), bird.route_changes("node")) == before
         assert before[0] == 1
         assert exabgp_of[0].poll() is None
+        # The control: the death of ExaBGP itself does move something there.
+        exabgp_of[0].kill()
+        exabgp_of[0].wait(10)
+        exabgp_of.append(start_exabgp(routers, agent.conf))
+        wait_until(lambda: bird.sessions_so_far("node") > before[0], what="another session")
     finally:
         agent.kill()
 

@@ -73,16 +73,33 @@ async def test_a_stalled_peer_with_20000_routes_delays_no_others_keepalives(
         )
     finally:
         os.kill(pid, signal.SIGCONT)
-    moments = [datetime.fromisoformat(found[1]) for found in _GOT.finditer(routers.birds[2].log())]
-    seen = [began, *(moment for moment in moments if moment >= began), _now()]
-    gap_s = max((b - a).total_seconds() for a, b in pairwise(seen))
+    gap_s = longest_silence_s(routers, began)
+    # The control: an ExaBGP that hangs for more than half the hold time is seen to be silent.
+    frozen = _now()
+    assert node.exabgp is not None
+    os.kill(node.exabgp.pid, signal.SIGSTOP)
+    try:
+        until_s = time.monotonic() + HOLD_S / 2 + 1
+        await eventually(lambda: time.monotonic() >= until_s, what="the end", deadline_s=HOLD_S)
+    finally:
+        os.kill(node.exabgp.pid, signal.SIGCONT)
+    control_s = longest_silence_s(routers, frozen)
     sys.stdout.write(
         f"measured: longest silence at the other peer {gap_s:.2f} s, hold time {HOLD_S:.0f} s; "
-        f"up to {max(queued)} octets waited for the window\n"
+        f"up to {max(queued)} octets waited for the window; control: {control_s:.2f} s while "
+        "ExaBGP itself was frozen\n"
     )
     assert max(queued) > 10_000, "the control: the peer was not stalled"
     assert gap_s <= HOLD_S / 2
+    assert control_s > HOLD_S / 2, "the control: a frozen ExaBGP was not seen to be silent"
     assert routers.birds[2].sessions_so_far("node") == 1
+
+
+def longest_silence_s(routers: Routers, since: datetime) -> float:
+    """The longest time without a message at router 2 from a moment until now."""
+    moments = [datetime.fromisoformat(found[1]) for found in _GOT.finditer(routers.birds[2].log())]
+    seen = [since, *(moment for moment in moments if moment >= since), _now()]
+    return max((b - a).total_seconds() for a, b in pairwise(seen))
 
 
 def _now() -> datetime:

@@ -8,13 +8,23 @@ but the kernel's live set. The model is a dict: address -> who holds it.
 from __future__ import annotations
 
 import asyncio
+import re
+import traceback
 from collections.abc import Coroutine
 from ipaddress import ip_network
 from typing import Any
 
-from hypothesis import settings
+import pytest
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from cni.attachment import Address, Attachment
 from cni.ipam.allocator import Allocator, NoAddress
@@ -28,6 +38,7 @@ from routing.datastore.snapshot import (
     Meta,
     StoreError,
 )
+from tests.fakes.careless_store import CarelessDatastore
 from tests.fakes.store import FakeDatastore, Fault, Held
 
 RAN = {
@@ -85,13 +96,18 @@ class Node:
 class IpamMachine(RuleBasedStateMachine):
     """The rules; each ends with the loop idle and the results compared with the model."""
 
+    STORE: type[FakeDatastore] = FakeDatastore
+    ADOPTS = True
+    """What the allocators run on, and whether a new one reads the kernel; the controls plant a
+    fault in each."""
+
     @initialize()
     def build(self) -> None:
         """A store with two pools of four blocks of two addresses, and three nodes."""
         RAN["examples"] += 1
         self.now_s = 0.0
         self.loop = asyncio.new_event_loop()
-        self.store = FakeDatastore(
+        self.store = self.STORE(
             *(IPPoolResource(Meta(p.name), p.cidr, p.block_size) for p in POOLS)
         )
         self.store.hold = True
@@ -108,7 +124,7 @@ class IpamMachine(RuleBasedStateMachine):
         node.allocator = Allocator(
             node.name, self.store, lambda: POOLS, lambda: self.now_s, cooldown_s=COOLDOWN_S
         )
-        for attachment, addresses in node.live.items():
+        for attachment, addresses in node.live.items() if self.ADOPTS else ():
             node.allocator.adopt(attachment, addresses)
         self.spawn(node, node.allocator.refresh(), None)
 
@@ -374,3 +390,40 @@ def test_enough_rules_ran():
     """A machine that only ever waited proves nothing."""
     ran = dict(RAN)
     assert {what: ran[what] for what in FLOOR if ran[what] < FLOOR[what]} == {}, ran
+
+
+class OnACarelessStore(IpamMachine):
+    """Of two nodes that claim one block, both get it."""
+
+    STORE = CarelessDatastore
+
+
+class WithoutAdoption(IpamMachine):
+    """A new agent does not read which addresses pods have."""
+
+    ADOPTS = False
+
+
+@pytest.mark.parametrize(
+    ("machine", "finding"),
+    [(OnACarelessStore, r"twice|block\.node"), (WithoutAdoption, r"twice|allocator\.addresses")],
+)
+def test_control_a_planted_fault_is_found(machine: type[IpamMachine], finding: str):
+    """The same machine must find it, or its silence about the allocator proves nothing."""
+    ran = dict(RAN)
+    own = settings(
+        IpamMachine.TestCase.settings,
+        phases=(Phase.generate,),
+        report_multiple_bugs=False,
+        print_blob=False,
+    )
+    with pytest.raises(AssertionError) as caught:
+        run_state_machine_as_test(machine, settings=own)
+    RAN.update(ran)
+    # The machine's own end stumbles over the same fault, after the invariant did.
+    told: list[str] = []
+    error: BaseException | None = caught.value
+    while error is not None:
+        told.append("".join(traceback.format_exception(error, chain=False)))
+        error = error.__context__
+    assert re.search(finding, told[-1]), told[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 
@@ -212,6 +213,29 @@ async def test_a_block_that_gets_a_pod_while_another_is_marked_stays():
 
     assert len(confirmed(world.store)) == 2
     assert all(any(a in b.cidr for b in confirmed(world.store)) for a in given)
+
+
+async def test_control_a_block_that_gets_a_pod_is_lost_when_nobody_looks_again(monkeypatch):
+    """The same story with the allocator blind to its holders must mark a block under a pod."""
+    world = World(V4)
+    allocator = world.allocator()
+    await three_blocks(world, allocator)
+    await allocator.release_empty_blocks()
+    world.store.hold = True
+    look = allocator._holdings.surplus
+
+    def seen_once(kept):
+        nobody = SimpleNamespace(used={})
+        return [SimpleNamespace(block=each.block, usage=nobody) for each in look(kept)]
+
+    monkeypatch.setattr(allocator._holdings, "surplus", seen_once)
+    giving_back = asyncio.create_task(allocator.release_empty_blocks())
+    await until(lambda: world.store.held)
+
+    given = [(await allocator.assign(pod(i)))[0] for i in range(8)]
+    await release_until(world.store, giving_back.done)
+
+    assert not all(any(a in b.cidr for b in confirmed(world.store)) for a in given)
 
 
 @pytest.mark.parametrize("operation", ["update_block", "delete_block"])

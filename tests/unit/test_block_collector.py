@@ -16,6 +16,7 @@ from routing.datastore.snapshot import (
     NodeResource,
     NodeStatusResource,
 )
+from tests.fakes.careless_store import CarelessDatastore
 from tests.fakes.store import FakeDatastore
 
 GRACE_S = 900.0
@@ -26,9 +27,9 @@ LIVING = Block(ip_network("10.0.0.64/26"), "four", "living", BlockState.CONFIRME
 class Cluster:
     """A store, a collector, and a clock that the test moves."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: type[FakeDatastore] = FakeDatastore) -> None:
         self.now_s = 5000.0
-        self.store = FakeDatastore(
+        self.store = store(
             IPPoolResource(Meta("four"), ip_network("10.0.0.0/24"), 26),
             NodeResource(Meta("living"), (ip_address("192.0.2.2"),)),
             *(BlockResource(Meta(name), block) for name, block in (
@@ -104,6 +105,35 @@ async def test_a_block_that_is_taken_back_is_a_sign_of_life(cluster):
 
     assert (await cluster.look(GRACE_S - 1))["gone"] is BlockState.CONFIRMED
     assert (await cluster.look(GRACE_S - 1))["gone"] is BlockState.CONFIRMED
+
+
+async def back_in_between(cluster: Cluster, how: str) -> list[BlockState]:
+    """A block comes back between the look that would delete it and the deletion: its node confirms
+    it (another version), or makes it again (another uid). The states of that CIDR afterwards."""
+    await cluster.look()
+    await cluster.look(GRACE_S + 1)
+    before = await cluster.store.snapshot()
+    (marked,) = [b for b in cluster.store.blocks if b.node == "gone"]
+    if how == "confirmed":
+        await cluster.store.update_block(replace(marked, state=BlockState.CONFIRMED))
+    else:
+        await cluster.store.delete_block(marked)
+        await cluster.store.create_block(GONE)
+    cluster.now_s += GRACE_S + 1
+    await cluster.collector.look(before, [])
+    return [b.state for b in cluster.store.blocks if b.cidr == GONE.cidr]
+
+
+@pytest.mark.parametrize("how", ["confirmed", "made again"])
+async def test_a_block_that_comes_back_after_the_look_is_kept(how):
+    """The deletion names version and uid of what was looked at, and the store compares."""
+    assert await back_in_between(Cluster(), how) == [BlockState.CONFIRMED]
+
+
+@pytest.mark.parametrize("how", ["confirmed", "made again"])
+async def test_control_a_block_that_comes_back_is_lost_in_a_store_that_compares_nothing(how):
+    """Without the comparison the same story must lose it, or the one above proves nothing."""
+    assert await back_in_between(Cluster(CarelessDatastore), how) == []
 
 
 async def test_a_node_object_that_comes_back_ends_it(cluster):

@@ -136,6 +136,29 @@ async def test_a_link_that_appears_at_the_last_moment_stops_the_release(world: W
     assert world.held == {ONE: addresses}
 
 
+async def test_control_a_release_that_does_not_look_takes_a_last_moment_link(world: World) -> None:
+    """The same story without that look must take a living pod's addresses."""
+    addresses = world.linked.pop(ONE)
+    await world.look_after(0)
+
+    async def careless(attachment: Attachment) -> tuple[Address, ...]:
+        world.linked[ONE] = addresses
+        return world.held.pop(attachment, ())
+
+    world.collector._release = careless
+    await world.look_after(GRACE_S)
+    assert world.held == {}
+
+
+async def test_control_a_collector_without_grace_takes_what_came_back(world: World) -> None:
+    """The story of the link that is away twice for half the grace time must end otherwise."""
+    world.collector._grace_s = GRACE_S / 2
+    del world.linked[ONE]
+    await world.look_after(0)
+    await world.look_after(GRACE_S / 2)
+    assert world.held == {}
+
+
 async def test_a_look_that_sees_nothing_concludes_nothing(world: World) -> None:
     """A dump that failed is not an empty node."""
     world.blind = True

@@ -83,6 +83,7 @@ BAD: list[tuple[str, Severity, dict[str, Any]]] = [
     ("port-179", Severity.WARNING, {"listeners": ("every address",)}),
     ("clock", Severity.WARNING, {"is_clock_synchronised": False}),
     ("disk", Severity.ERROR, {"state_free_percent": 0.5}),
+    ("disk", Severity.ERROR, {"read_only": ("/var/lib/slash32",)}),
     ("agent", Severity.ERROR, {"status": None, "agent_error": "no agent"}),
     ("agent", Severity.ERROR, {"status": {"findings": ["route x is missing"]}}),
     ("sessions", Severity.ERROR, {"peers": [DOWN]}),

@@ -62,6 +62,13 @@ def test_an_exabgp_that_runs_as_it_comes_is_seen():
     assert value("slash32_bgp_exabgp_tuned", samples(is_exabgp_tuned=False)) == 0
 
 
+def test_each_directory_of_the_agent_is_writable_or_not():
+    """By path: there are two or three."""
+    told = {path: value("slash32_disk_writable", samples(), path=path)
+            for path in ("/run/slash32", "/var/lib/slash32")}  # fmt: skip
+    assert told == {"/run/slash32": 1, "/var/lib/slash32": 0}
+
+
 @pytest.mark.parametrize(
     ("direction", "number"), [("received", 2), ("accepted", 1), ("rejected", 1), ("announced", 1)]
 )
@@ -134,7 +141,7 @@ def test_names_follow_the_conventions():
         assert not name.endswith(("_ms", "_milliseconds", "_age"))
         assert {label for label, _ in labels} <= {
             "peer", "name", "asn", "direction", "reason", "kind", "operation", "result", "pool",
-            "state", "command", "phase", "le", "version", "python",
+            "state", "command", "phase", "le", "version", "python", "path",
         }, name  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from routing.node_report import Noticed, essence, news, node_status
 from routing.ownership import OwnershipConflict
 from routing.reporting import HEARTBEAT_S, Reporter
 from routing.topology import SessionIntent, SessionKind
+from routing.view import status_row
 from tests.unit.test_view import REMOTE, TOR, belief, make_path
 
 NOW = datetime(2026, 11, 26, 10, 0, 0, tzinfo=UTC)
@@ -57,7 +58,8 @@ def test_a_healthy_node_reports_its_sessions_routes_and_addresses():
     assert report.routes == {"pod": 1, "block": 1, "remote": 1}
     assert report.addresses == {"used": 1, "resting": 0, "free": 63}
     well = {"Ready", "FIBInSync", "Established", "PeersConfigured"}
-    assert true(report) == dict.fromkeys(well, True)
+    assert true(report) == {**dict.fromkeys(well, True), "Degraded": False}
+    assert not any(c.is_bad for c in report.conditions)
     assert from_document(to_document(report)) == report
 
 
@@ -67,7 +69,10 @@ def test_what_is_wrong_is_a_condition_with_its_sentence():
     report = status(seen(actual=gone, sessions={TOR: DOWN}), unready="no address is free")
 
     ill = {"Ready", "FIBInSync", "Established"}
-    assert true(report) == {**dict.fromkeys(ill, False), "PeersConfigured": True}
+    assert true(report) == {
+        **dict.fromkeys(ill, False), "PeersConfigured": True, "Degraded": False
+    }  # fmt: skip
+    assert {c.type for c in report.conditions if c.is_bad} == ill
     text = {c.type: c.message for c in report.conditions}
     assert text["Ready"] == "no address is free"
     assert text["FIBInSync"].startswith("route 10.244.2.0/26 is missing")
@@ -87,6 +92,25 @@ def test_who_holds_our_place_behind_us_is_told_and_the_condition_stays_true():
     assert news(what, {}, found.noticed).events == ()
     other = seen(contested={REMOTE: "held by protocol 98 (unknown) at metric 1032"})
     assert len(news(other, {}, found.noticed).events) == 1
+
+
+def test_a_disk_that_cannot_be_written_degrades_and_takes_nothing_away():
+    """Degraded is true with path and reason, Ready stays; the Event comes once each time."""
+    sentence = "/var/lib/slash32 cannot be written: Read-only file system"
+    ill = seen(degraded=[sentence])
+    report = status(ill)
+    assert true(report)["Degraded"]
+    assert true(report)["Ready"]
+    (bad,) = [c for c in report.conditions if c.is_bad]
+    assert (bad.type, bad.reason, bad.message) == ("Degraded", "DiskNotWritable", sentence)
+    assert status_row(ill)["findings"] == [f"Degraded: {sentence}"]
+    assert status_row(seen())["findings"] == []
+
+    told = news(ill, {}, Noticed())
+    assert reasons(told) == [("DiskNotWritable", "Node", "n1")]
+    again = news(ill, {}, told.noticed)
+    assert reasons(again) == []
+    assert reasons(news(ill, {}, news(seen(), {}, again.noticed).noticed)) != []
 
 
 def test_a_condition_keeps_its_time_while_it_is_as_true():

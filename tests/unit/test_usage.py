@@ -46,6 +46,20 @@ def test_a_released_address_goes_to_the_tail_and_rests():
     assert usage.assign(pod(5), now_s=32) == ip_address("10.0.0.0")
 
 
+def reused_at_once(cooldown_s: float) -> bool:
+    """Whether an address released a moment ago goes to the next pod."""
+    usage = BlockUsage(ip_network("10.0.0.0/32"), cooldown_s=cooldown_s)
+    first = usage.assign(pod(1), now_s=0)
+    usage.release(ip_address("10.0.0.0"), now_s=1)
+    return usage.assign(pod(2), now_s=1.001) == first
+
+
+def test_control_without_a_cool_down_an_address_is_given_out_again_at_once():
+    """What the cool-down keeps from happening must happen without it."""
+    assert reused_at_once(cooldown_s=0)
+    assert not reused_at_once(cooldown_s=30)
+
+
 def test_an_adopted_address_is_not_given_out_and_loses_its_rest():
     """What the kernel says is in use is in use, whatever was believed."""
     usage = BlockUsage(ip_network("10.0.0.0/31"), cooldown_s=30)
