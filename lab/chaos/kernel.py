@@ -12,7 +12,6 @@ from pathlib import Path
 from lab import build, namespaces
 from lab.chaos.rows import Row, Stage, Verdict
 from lab.chaos.world import World
-from lab.plan import LabFailure
 
 ROUNDS = 20
 NOBODY = "198.51.100.9"
@@ -28,67 +27,6 @@ def flushed(world: World, verdict: Verdict) -> None:
     world.settled()
     verdict.note(f"{len(routes)} routes back after {back_s:.2f} s")
     verdict.must(back_s <= 2.0, f"back only after {back_s:.2f} s")
-
-
-def replaced(world: World, verdict: Verdict) -> None:
-    """`ip route replace` takes over the key of one of our routes; then it is removed."""
-    routes = world.own_routes("node1")
-    target = _a_learned_prefix(world)
-    foreign = ["blackhole", target, "metric", "1032", "proto", "99"]
-    world.run("node1", "ip", "route", "replace", *foreign)
-    told_s = world.wait(lambda: "99" in json.dumps(_findings(world, target)), "the intruder's name")
-    held = [line for line in world.other_routes("node1") if f"{target} proto 99" in line]
-    world.run("node1", "ip", "route", "del", *foreign)
-    back_s = world.wait(lambda: world.own_routes("node1") == routes, f"{target} again")
-    world.settled()
-    verdict.note(f"named after {told_s:.2f} s; ours again {back_s:.2f} s after it was gone")
-    verdict.must(bool(held), "a foreign route was removed: what is not ours is not touched")
-    verdict.must(back_s <= 2.0, f"back only after {back_s:.2f} s")
-
-
-def replaced_and_taken_back(world: World, verdict: Verdict) -> None:
-    """What the matrix owes: ours again while the other program's route is still there."""
-    routes = world.own_routes("node1")
-    target = _a_learned_prefix(world)
-    foreign = ["blackhole", target, "metric", "1032", "proto", "99"]
-    world.run("node1", "ip", "route", "replace", *foreign)
-    try:
-        taken_s = world.wait(lambda: world.own_routes("node1") == routes, f"{target} again", 10.0)
-        verdict.note(f"ours again after {taken_s:.1f} s")
-        verdict.must(taken_s <= 2.0, f"ours again only after {taken_s:.1f} s")
-    except LabFailure:
-        verdict.note("not restored in 10 s while the other route is there")
-        verdict.must(
-            False,
-            "not met: `ip route replace` has taken our route away and holds its key, and what is "
-            "not ours is never touched (K2a, K2b: it is named at once, and ours is back 2 s after "
-            "it went)",
-        )
-    finally:
-        world.run("node1", "ip", "route", "del", *foreign)
-        world.settled()
-
-
-def replaced_told(world: World, verdict: Verdict) -> None:
-    """The same where the store is Kubernetes: an Event names the intruder's protocol."""
-    target = _a_learned_prefix(world)
-    foreign = ["blackhole", target, "metric", "1032", "proto", "99"]
-    world.run("node1", "ip", "route", "replace", *foreign)
-
-    def told() -> list[str]:
-        return [each for each in world.events("RouteConflict") if target in each]
-
-    told_s = world.wait(lambda: bool(told()), "the Event")
-    text = told()[0]
-    world.run("node1", "ip", "route", "del", *foreign)
-    world.settled()
-    verdict.note(f"Event after {told_s:.1f} s: {text!r}")
-    verdict.must("99" in text, f"the Event does not name the protocol: {text!r}")
-
-
-def _findings(world: World, prefix: str) -> object:
-    status = world.ask("node1", "status") or {}
-    return [status.get("failures"), world.ask("node1", "routes", prefix), status]
 
 
 def _a_learned_prefix(world: World) -> str:
@@ -313,14 +251,6 @@ _ONE = Stage.ONE_TOR
 ROWS = [
     Row("K1", "every route of ours deleted by hand", "all back within 2 s", _ONE, flushed,
         is_quick=True),
-    Row("K2", "`ip route replace` over one of ours by another program, which stays",
-        "ours restored within 2 s, an Event names the other's protocol (K2b)", _ONE,
-        replaced_and_taken_back),
-    Row("K2a", "the same; then it goes",
-        "the intruder named and left alone; ours within 2 s once it is gone", _ONE, replaced,
-        is_quick=True),
-    Row("K2b", "the same, with the Kubernetes API as store", "an Event names its protocol",
-        Stage.KUBERNETES, replaced_told),
     Row("K3", f"a daemon deletes our routes every second for {ROUNDS} s",
         f"within 2 s each time, {LINES_MAX} lines of log at most, doctor explains it", _ONE,
         deleted_every_second),
