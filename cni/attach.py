@@ -33,12 +33,13 @@ from cni.departures import Departures
 from cni.eager import bounded
 from cni.errors import CniError, Code, shown
 from cni.netns import is_network_namespace, is_same_namespace, own_netns
+from cni.observed import ObservedLink
 from cni.podlink import PodLink
 from cni.removers import Removers
 from cni.result import Result
 from cni.spec import Command, NetConf, Request
 from cni.turns import Turns
-from cni.wiring import LinkExists, ObservedLink, PodInterfaceExists, WiringError
+from cni.wiring_errors import LinkExists, PodInterfaceExists, WiringError
 from cni.wish import PodWishes, WishRefused
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,8 @@ from typing import Protocol
 
 from cni.attachment import Address, Attachment
 from cni.ipam.allocator import AddressConflict
-from cni.wiring import ObservedLink, WiringError
+from cni.observed import ObservedLink
+from cni.wiring_errors import WiringError
 
 log = logging.getLogger(__name__)
 

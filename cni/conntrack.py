@@ -22,13 +22,13 @@ from cni.attachment import Address
 from cni.netlink import (
     MalformedMessage,
     NetlinkError,
-    NetlinkSocket,
     Request,
     attribute,
     attribute_u32,
     attributes,
     nested,
 )
+from cni.netlink_socket import NetlinkSocket
 from cni.nfnetlink import (
     NETLINK_NETFILTER,
     NFGENMSG_BYTES,

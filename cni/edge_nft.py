@@ -30,7 +30,8 @@ from cni.edge import (
     owed_listing,
     remove_script,
 )
-from cni.netlink import MalformedMessage, NetlinkSocket, attributes
+from cni.netlink import MalformedMessage, attributes
+from cni.netlink_socket import NetlinkSocket
 from cni.netns import inside
 from cni.nfnetlink import (
     NETLINK_NETFILTER,

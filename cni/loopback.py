@@ -18,7 +18,7 @@ from socket import AF_UNSPEC
 from cni import hostend, podend
 from cni import netlink as nl
 from cni.errors import CniError, Code, shown
-from cni.netlink import NetlinkSocket
+from cni.netlink_socket import NetlinkSocket
 from cni.netns import inside, is_network_namespace, is_same_namespace, own_netns
 from cni.result import Interface, IpConfig, Result
 from cni.spec import Command, Request

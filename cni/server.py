@@ -39,7 +39,13 @@ from cni.podlink import AliasError
 from cni.recorded import directory_of, replay, supersede
 from cni.result import NEWEST_VERSION
 from cni.spec import LOOPBACK_TYPE, Command, Request, asked_version, parse_request, render_error
-from cni.wiring import LinkExists, NamespaceGone, OwnNamespace, PodInterfaceExists, WiringError
+from cni.wiring_errors import (
+    LinkExists,
+    NamespaceGone,
+    OwnNamespace,
+    PodInterfaceExists,
+    WiringError,
+)
 
 log = logging.getLogger(__name__)
 

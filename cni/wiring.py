@@ -1,4 +1,4 @@
-"""Pod links in the kernel: makes, configures, reads back, checks, mends and removes veth pairs.
+"""Pod links in the kernel: makes, configures, checks, mends and removes veth pairs.
 
 The kernel is the journal: what a link is for stands in its alias (cni/podlink.py), so nothing is
 remembered here. Two marks decide what may be touched. An alias of ours: the link is ours. Our link
@@ -13,7 +13,8 @@ Invariants:
   * A create that fails leaves nothing.
 
 All work happens in the network namespace the KernelWiring was made in or for, whatever thread
-calls. What the two ends must be is in hostend.py and podend.py, which do no I/O.
+calls. What the two ends must be is in hostend.py and podend.py, which do no I/O; what they are, in
+link_ends.py.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from socket import AF_INET, AF_INET6, AF_UNSPEC
-from types import TracebackType
 
 from cni import hostend, podend
 from cni import netlink as nl
-from cni.hostend import HostEnd, Owned
-from cni.netlink import NetlinkSocket
+from cni.hostend import HostEnd
+from cni.link_ends import GONE, LinkEnds, is_ours, read_link, taken
+from cni.link_removal import LinkRemoval
+from cni.netlink_socket import NetlinkSocket
 from cni.netns import (
     PROC_SYS_NET,
     Sysctls,
@@ -41,7 +42,15 @@ from cni.netns import (
     is_network_namespace,
     own_netns,
 )
-from cni.podlink import GATEWAY_V6, HOST_MAC, AliasError, AliasRecord, PodLink, decode_alias
+from cni.observed import LinkReader, ObservedLink
+from cni.podlink import HOST_MAC, PodLink, decode_alias
+from cni.wiring_errors import (
+    NamespaceGone,
+    OwnNamespace,
+    PodInterfaceExists,
+    WiringError,
+    as_wiring_error,
+)
 
 log = logging.getLogger(__name__)
 
@@ -52,50 +61,9 @@ does not get there, and the two ends never share one, or tools would take them f
 BORN_MAX = 256
 """Links between their two halves that are remembered; one that fell out is looked up."""
 
-_GONE = frozenset({errno.ENODEV, errno.ENXIO})
-
 
 def _never() -> bool:
     return False
-
-
-class WiringError(Exception):
-    """A pod link could not be made, read or removed; the sentence names the link and the reason."""
-
-
-class LinkExists(WiringError):
-    """The host end's name is taken.
-
-    Attributes:
-        is_ours: by a link of ours, whose alias says what it is for; else by somebody else's.
-    """
-
-    def __init__(self, message: str, *, is_ours: bool = False) -> None:
-        super().__init__(message)
-        self.is_ours = is_ours
-
-
-class PodInterfaceExists(WiringError):
-    """The pod's namespace has an interface of the wanted name already."""
-
-
-class NamespaceGone(WiringError):
-    """The descriptor is not, or not any more, a network namespace."""
-
-
-class OwnNamespace(WiringError):
-    """The pod's namespace is the host's: wiring would give the host a second default route."""
-
-
-@dataclass(frozen=True, slots=True)
-class ObservedLink:
-    """A link of ours in the host's namespace. ``is_up`` is administratively up."""
-
-    record: AliasRecord
-    ifindex: int
-    ifname: str
-    is_up: bool
-    mtu_bytes: int
 
 
 class KernelWiring:
@@ -121,16 +89,12 @@ class KernelWiring:
     ) -> None:
         self._proc_sys_net = proc_sys_net
         self._later = later
-        self._unreadable: frozenset[int] = frozenset()
-        self._observed: dict[bytes, ObservedLink] = {}
-        """What ``read`` returned last, by the kernel's message."""
         self._next_ifindex = 0
         """Of the next host end; 0 when it must be found out."""
         self._born: dict[str, tuple[int, str]] = {}
         """Pod ends that await their configuration: host end's name -> index and MAC address."""
         self._made: dict[str, int] = {}
         """Links that this one has made, by name: a removal need not ask whose they are."""
-        self._removers: list[NetlinkSocket] = []
         self._lock = threading.RLock()
         self._home_of = threading.current_thread() if netns_fd is None else None
         """The thread whose own namespace is ours."""
@@ -138,17 +102,17 @@ class KernelWiring:
             self._home_fd = own_netns() if netns_fd is None else os.dup(netns_fd)
             stack.callback(os.close, self._home_fd)
             self._home = identity(self._home_fd)
+            self._removal = LinkRemoval(self._home_fd)
             self._socket = stack.enter_context(NetlinkSocket(netns_fd=netns_fd))
-            # Of its own: whoever reads a thousand links in a thread must not keep an ADD waiting.
-            self._reader = stack.enter_context(NetlinkSocket(netns_fd=netns_fd))
+            self._reader = LinkReader(stack.enter_context(NetlinkSocket(netns_fd=netns_fd)))
             self._sysctls = stack.enter_context(Sysctls(netns_fd, root=proc_sys_net))
+            self._ends = LinkEnds(self._socket, self._sysctls)
             self._stack = stack.pop_all()
 
     def close(self) -> None:
         """Closes every descriptor. Closing twice is harmless."""
         self._stack.close()
-        while self._removers:
-            self._removers.pop().close()
+        self._removal.close()
 
     # -- the verbs ---------------------------------------------------------------------------
 
@@ -170,7 +134,7 @@ class KernelWiring:
             WiringError: a sysctl cannot be written.
         """
         changed: list[str] = []
-        with _as_wiring_error("host"):
+        with as_wiring_error("host"):
             for family in ("ipv4", "ipv6"):
                 path = f"{family}/conf/all/forwarding"
                 was = self._sysctls.read(path)
@@ -191,7 +155,7 @@ class KernelWiring:
         self._refuse_bad_namespace(netns_fd)
         self._refuse_bad_link(link)
         alias = link.alias
-        with _as_wiring_error(link.host_ifname), self._lock:
+        with as_wiring_error(link.host_ifname), self._lock:
             ifindex = self._make_pair(link, netns_fd)
             try:
                 self._set_up_host_end(link, ifindex, alias=alias)
@@ -227,7 +191,7 @@ class KernelWiring:
                     raise refusal
             if refusals:
                 # Something was there already. Fine if it is what we wanted, as in a repeated ADD.
-                differences = self._pod_differences(socket, link, None, netns_fd)
+                differences = self._ends.pod_differences(socket, link, None, netns_fd)
                 if differences:
                     raise WiringError("; ".join(differences))
             self._wait_for_carrier(link)
@@ -263,35 +227,8 @@ class KernelWiring:
         """
         self._born.pop(host_ifname, None)
         ifindex = self._made.pop(host_ifname, 0)
-        with _as_wiring_error(host_ifname):
-            # Several removals sleep at once, each on a socket that is kept for the next.
-            try:
-                socket = self._removers.pop()
-            except IndexError:
-                socket = NetlinkSocket(netns_fd=self._home_fd, receive_buffer_bytes=1 << 16)
-            try:
-                # An index names one link for as long as that lives; one that is gone may have
-                # been made anew by somebody.
-                is_removed = bool(ifindex) and _delete(socket, ifindex, is_announced)
-                is_removed = is_removed or self._remove_by_name(socket, host_ifname, is_announced)
-            except BaseException:
-                socket.close()
-                raise
-            self._removers.append(socket)
-            return is_removed
-
-    @staticmethod
-    def _remove_by_name(
-        socket: NetlinkSocket, host_ifname: str, is_announced: Callable[[], bool]
-    ) -> bool:
-        body = socket.get(nl.RTM_GETLINK, hostend.get_link(host_ifname), absent=_GONE)
-        if not body:
-            return False
-        found = hostend.parse_owned(body)
-        if not _is_ours(found):
-            log.warning("foreign_link_left ifname=%s alias=%r", host_ifname, found.alias)
-            return False
-        return _delete(socket, found.ifindex, is_announced)
+        with as_wiring_error(host_ifname):
+            return self._removal.remove(host_ifname, ifindex, is_announced)
 
     def remove_half_made(self) -> list[str]:
         """Removes what a killed agent left between a link's birth and its alias; their names.
@@ -302,55 +239,22 @@ class KernelWiring:
         Raises:
             WiringError: the kernel could not be read, or refused.
         """
-        with _as_wiring_error("half-made links"), self._lock:
+        with as_wiring_error("half-made links"), self._lock:
             bodies = self._socket.dump(nl.RTM_GETLINK, hostend.dump_veths())
             found = [each for each in map(hostend.parse_link, bodies) if each.is_half_made]
             outcomes = self._socket.execute([hostend.delete_link(each.ifindex) for each in found])
             for refusal in outcomes:
-                if refusal is not None and refusal.errno not in _GONE:
+                if refusal is not None and refusal.errno not in GONE:
                     raise refusal
         return [each.ifname for each in found]
 
     def read(self) -> list[ObservedLink]:
-        """Every link of ours. One that has our tag in an unreadable form is logged and left out.
-
-        A link that the kernel describes as it did last time is the same object again: parsing a
-        thousand of them costs 20 ms, during which no ADD is served.
+        """Every link of ours (cni/observed.py).
 
         Raises:
             WiringError: the kernel gave no consistent dump.
         """
-        observed: dict[bytes, ObservedLink] = {}
-        unreadable: set[int] = set()
-        with _as_wiring_error("links"):
-            bodies = self._reader.dump(nl.RTM_GETLINK, hostend.dump_veths())
-        before = self._observed
-        for body in bodies:
-            link = before.get(body) or self._observe(body, unreadable)
-            if link is not None:
-                observed[body] = link
-        self._unreadable = frozenset(unreadable)
-        self._observed = observed
-        return list(observed.values())
-
-    def _observe(self, body: bytes, unreadable: set[int]) -> ObservedLink | None:
-        parts = nl.attributes(body, nl.IFINFOMSG.size, wanted=_OBSERVED)
-        alias = parts.get(nl.IFLA_IFALIAS)
-        if alias is None:
-            return None
-        _family, _type, ifindex, flags, _change = nl.IFINFOMSG.unpack_from(body)
-        ifname = nl.text(parts[nl.IFLA_IFNAME])
-        try:
-            record = decode_alias(nl.text(alias))
-        except AliasError as error:
-            unreadable.add(ifindex)
-            if ifindex not in self._unreadable:
-                log.warning("link_unreadable ifname=%s error=%s", ifname, error)
-            return None
-        if record is None:
-            return None
-        mtu_bytes = nl.u32(parts[nl.IFLA_MTU])
-        return ObservedLink(record, ifindex, ifname, bool(flags & nl.IFF_UP), mtu_bytes)
+        return self._reader.read()
 
     def check(self, link: PodLink, netns_fd: int) -> list[str]:
         """What differs from ``link`` on either side, one sentence each; [] when all is right.
@@ -361,14 +265,14 @@ class KernelWiring:
             NamespaceGone: ``netns_fd`` is not a network namespace.
             WiringError: the kernel could not be read.
         """
-        with _as_wiring_error(link.host_ifname):
-            found = self._host_end(link.host_ifname)
+        with as_wiring_error(link.host_ifname):
+            found = self._ends.host_end(link.host_ifname)
         if found is None:
             differences = [f"link {link.host_ifname} is missing"]
         else:
-            differences = self._host_differences(link, found)
+            differences = self._ends.host_differences(link, found)
         with self._inside_pod(link, netns_fd, write=False) as socket:
-            return differences + self._pod_differences(socket, link, found, netns_fd)
+            return differences + self._ends.pod_differences(socket, link, found, netns_fd)
 
     def repair(self, link: PodLink) -> list[str]:
         """Mends the host end; says what was wrong. The alias is evidence and is never rewritten.
@@ -377,25 +281,27 @@ class KernelWiring:
             LinkExists: the link of that name is not ours.
             WiringError: there is no such link, or what is wrong could not be mended.
         """
-        with _as_wiring_error(link.host_ifname), self._lock:
-            found, renamed = self._host_end(link.host_ifname), []
+        with as_wiring_error(link.host_ifname), self._lock:
+            found, renamed = self._ends.host_end(link.host_ifname), []
             if found is None:
                 renamed = self._name_back(link)
-                found = self._host_end(link.host_ifname)
+                found = self._ends.host_end(link.host_ifname)
             if found is None:
                 raise WiringError(f"link {link.host_ifname} is missing")
-            if not _is_ours(found):
-                raise _taken(found)
+            if not is_ours(found):
+                raise taken(found)
             link_as_named = _with_alias_of(link, found)
-            wrong = renamed + self._host_differences(link_as_named, found)
+            wrong = renamed + self._ends.host_differences(link_as_named, found)
             if not wrong:
                 return []
             if (found.mtu_bytes, found.mac) != (link.mtu_bytes, HOST_MAC):
                 self._socket.must(hostend.set_mtu_and_mac(link, found.ifindex))
             self._set_up_host_end(link, found.ifindex)
-            now = self._host_end(link.host_ifname)
+            now = self._ends.host_end(link.host_ifname)
             still = (
-                self._host_differences(link_as_named, now) if now is not None else ["it is gone"]
+                self._ends.host_differences(link_as_named, now)
+                if now is not None
+                else ["it is gone"]
             )
             if still:
                 raise WiringError(f"{link.host_ifname} could not be mended: {'; '.join(still)}")
@@ -428,7 +334,7 @@ class KernelWiring:
 
     @staticmethod
     def _find_pod_end(socket: NetlinkSocket, ifname: str) -> tuple[int, str]:
-        found = _read_link(socket, ifname)
+        found = read_link(socket, ifname)
         if found is None:
             raise WiringError(f"{ifname} is not in the pod's namespace")
         return found.ifindex, found.mac
@@ -477,13 +383,13 @@ class KernelWiring:
         if refusal is not None and refusal.errno == errno.EEXIST:
             # The kernel does not say at which end. Only a half-made link of ours gets out of the
             # way; then we try once more.
-            there = _read_link(self._socket, link.host_ifname)
+            there = read_link(self._socket, link.host_ifname)
             if there is None:
                 raise PodInterfaceExists(
                     f"interface {link.attachment.ifname} exists in the pod's namespace"
                 )
             if not there.is_half_made:
-                raise _taken(there)
+                raise taken(there)
             log.warning("half_made_link_removed ifname=%s", there.ifname)
             self._socket.must(hostend.delete_link(there.ifindex))
             refusal = self._socket.execute([request])[0]
@@ -523,50 +429,6 @@ class KernelWiring:
                 return [f"name of {link.host_ifname}: found {there.ifname}"]
         return []
 
-    def _host_end(self, ifname: str) -> HostEnd | None:
-        found = _read_link(self._socket, ifname)
-        if found is None:
-            return None
-        path = hostend.proxy_delay_path(ifname)
-        delay = self._sysctls.read(path)
-        if delay is None:
-            return found
-        return replace(found, sysctls={**found.sysctls, path: int(delay)})
-
-    def _host_differences(self, link: PodLink, found: HostEnd) -> list[str]:
-        has_gateway = False
-        if link.ipv6 is not None:
-            body = hostend.dump_addresses(AF_INET6, found.ifindex)
-            there = podend.parse_addresses(self._socket.dump(nl.RTM_GETADDR, body))
-            has_gateway = f"{GATEWAY_V6}/64" in there
-        return list(hostend.host_differences(link, found, has_gateway_v6=has_gateway))
-
-    def _pod_differences(
-        self, socket: NetlinkSocket, link: PodLink, host_end: HostEnd | None, netns_fd: int
-    ) -> list[str]:
-        found = _read_link(socket, link.attachment.ifname)
-        if found is None:
-            return [f"{link.attachment.ifname} is missing in the pod's namespace"]
-        body = hostend.dump_addresses(AF_UNSPEC, found.ifindex)
-        addresses = podend.parse_addresses(socket.dump(nl.RTM_GETADDR, body))
-        names = {found.ifindex: found.ifname}
-        families = [AF_INET, AF_INET6] if self._sysctls.has_ipv6 else [AF_INET]
-        routes = [
-            podend.parse_route(body, names)
-            for family in families
-            for body in socket.dump_routes(podend.dump_main_table(family))
-        ]
-        # An index alone is not enough: every namespace counts its own from 1.
-        is_peer = host_end is None or (host_end.peer_ifindex, host_end.peer_nsid) == (
-            found.ifindex,
-            hostend.parse_nsid(self._socket.get(nl.RTM_GETNSID, hostend.get_nsid(netns_fd))),
-        )
-        return list(
-            podend.pod_differences(
-                link, found=found, is_peer=is_peer, addresses=addresses, routes=routes
-            )
-        )
-
     @contextmanager
     def _inside_pod(
         self,
@@ -588,7 +450,7 @@ class KernelWiring:
         # Mostly the thread that made us, in our own namespace: then the way back is known.
         is_home = self._home_of is threading.current_thread()
         back_fd = self._home_fd if is_home else None
-        with _as_wiring_error(f"{link.attachment.ifname} in the pod"):
+        with as_wiring_error(f"{link.attachment.ifname} in the pod"):
             with inside(netns_fd, back_fd=back_fd):
                 socket = NetlinkSocket(receive_buffer_bytes=None)
                 if write and link.ipv6 is not None:
@@ -611,14 +473,6 @@ class KernelWiring:
             raise
 
 
-def _delete(socket: NetlinkSocket, ifindex: int, is_announced: Callable[[], bool]) -> bool:
-    """Whether there was such a link."""
-    refusal = socket.post(hostend.delete_link(ifindex), is_announced)
-    if refusal is not None and refusal.errno not in _GONE:
-        raise refusal
-    return refusal is None
-
-
 def _raise_loopback(socket: NetlinkSocket, host_ifname: str) -> None:
     """The runtime's job; whoever forgot it has a pod that cannot reach itself."""
     with socket:
@@ -627,57 +481,7 @@ def _raise_loopback(socket: NetlinkSocket, host_ifname: str) -> None:
         log.warning("loopback_not_raised link=%s error=%s", host_ifname, refusal)
 
 
-_OBSERVED = frozenset({nl.IFLA_IFNAME, nl.IFLA_MTU, nl.IFLA_IFALIAS})
-
-
-def _read_link(socket: NetlinkSocket, ifname: str) -> HostEnd | None:
-    body = socket.get(nl.RTM_GETLINK, hostend.get_link(ifname), absent=_GONE)
-    return hostend.parse_link(body) if body else None
-
-
-def _is_ours(found: HostEnd | Owned) -> bool:
-    """By its alias, or half made. An alias with our tag that cannot be read is not enough."""
-    try:
-        return found.is_half_made or decode_alias(found.alias) is not None
-    except AliasError:
-        return False
-
-
-def _taken(found: HostEnd) -> LinkExists:
-    is_ours = _is_ours(found)
-    whose = "of ours" if is_ours else "not ours"
-    return LinkExists(
-        f"link {found.ifname} (index {found.ifindex}) exists and is {whose}: alias {found.alias!r}",
-        is_ours=is_ours,
-    )
-
-
 def _with_alias_of(link: PodLink, found: HostEnd) -> PodLink:
     """``link``, decorated with the pod name that the alias holds, so that only identity counts."""
     record = decode_alias(found.alias)
     return link if record is None else replace(link, pod=record.pod)
-
-
-class _as_wiring_error:  # noqa: N801 - reads as what it does
-    """Turns what netlink and /proc raise into WiringError, with the link's name in front.
-
-    Not a generator: three of these are on the way of every ADD.
-    """
-
-    __slots__ = ("_what",)
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if isinstance(error, (OSError, nl.MalformedMessage)):
-            reason = getattr(error, "strerror", None) or error
-            raise WiringError(f"{self._what}: {reason}") from error

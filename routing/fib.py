@@ -31,7 +31,8 @@ from typing import Protocol, TypeVar
 from bgp.nlri import Nlri, nlri_of
 from cni import netlink as nl
 from cni.attachment import HOST_IFNAME_PREFIX
-from cni.netlink import Event, NetlinkError, NetlinkSocket, Request
+from cni.netlink import Event, NetlinkError, Request
+from cni.netlink_socket import NetlinkSocket
 from routing.delta import Delta, Failure
 from routing.event_filter import JUST_MADE, RTPROT_KERNEL, event_filter
 from routing.fronts import Fronts

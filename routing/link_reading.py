@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_interface
 from socket import AF_UNSPEC
 
 from cni import netlink as nl
-from cni.netlink import NetlinkSocket
+from cni.netlink_socket import NetlinkSocket
 from routing.links import Interface, LinkState
 
 _LINK_WANTED = frozenset({nl.IFLA_IFNAME, nl.IFLA_MTU})

@@ -19,7 +19,8 @@ from ipaddress import ip_address
 from socket import AF_INET, AF_INET6, AF_UNSPEC
 
 from cni import netlink as nl
-from cni.netlink import NetlinkSocket, Request, attribute, attribute_u32
+from cni.netlink import Request, attribute, attribute_u32
+from cni.netlink_socket import NetlinkSocket
 from routing.routes import PROTOCOL, NextHop, next_hop_order
 from routing.rtmessage import RTA_NH_ID
 

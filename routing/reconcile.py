@@ -27,8 +27,8 @@ from bgp.adj_rib import Offers
 from cni.attachment import Attachment
 from cni.edge import Edge, EdgeError
 from cni.ipam.block import Block, BlockStoreError
+from cni.observed import ObservedLink
 from cni.podlink import PodLink
-from cni.wiring import ObservedLink
 from routing.announcer import Announcer
 from routing.datastore.cache import SnapshotCache
 from routing.datastore.snapshot import Datastore, Snapshot, StoreError

@@ -23,7 +23,8 @@ from cni.attach import HostRouteError
 from cni.attachment import Address, Attachment
 from cni.ipam.allocator import AddressConflict
 from cni.ipam.block import Block
-from cni.wiring import ObservedLink, WiringError
+from cni.observed import ObservedLink
+from cni.wiring_errors import WiringError
 
 log = structlog.get_logger("routing.releasing")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import overload
 
 from bgp.nlri import prefix_of
-from cni.wiring import ObservedLink
+from cni.observed import ObservedLink
 from routing.delta import Failure
 from routing.desired import Desired
 from routing.links import LinkState

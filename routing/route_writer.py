@@ -15,7 +15,8 @@ from socket import AF_INET
 
 from bgp.nlri import Nlri, nlri_of
 from cni import netlink as nl
-from cni.netlink import NetlinkError, NetlinkSocket, Request
+from cni.netlink import NetlinkError, Request
+from cni.netlink_socket import NetlinkSocket
 from routing.delta import Failure
 from routing.next_hop_objects import NextHopObjects, NoNextHop, id_of
 from routing.route_table import Hops, is_grouped, key_of

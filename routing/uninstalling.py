@@ -16,9 +16,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from cni.edge_nft import NftEdge
-from cni.netlink import NetlinkSocket
+from cni.netlink_socket import NetlinkSocket
 from cni.netns import Sysctls, dotted
-from cni.wiring import KernelWiring, ObservedLink
+from cni.observed import ObservedLink
+from cni.wiring import KernelWiring
 from routing import host_before
 from routing.delta import Delta
 from routing.fib import KernelFib

@@ -24,7 +24,8 @@ from pathlib import Path
 from socket import AF_INET, AF_INET6
 
 from cni import netlink as nl
-from cni.netlink import NetlinkError, NetlinkSocket
+from cni.netlink import NetlinkError
+from cni.netlink_socket import NetlinkSocket
 from lab import namespaces
 from lab.bench.announcer import END_OF_RIB, Announcer, Load, Prefix, open_netns
 from lab.bench.figures import percentile

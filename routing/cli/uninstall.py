@@ -49,7 +49,7 @@ def uninstall(
     """
     from cni.edge import EdgeError
     from cni.install import InstallError
-    from cni.wiring import WiringError
+    from cni.wiring_errors import WiringError
     from routing.uninstalling import Leftovers, StillInUse
 
     try:

@@ -16,7 +16,7 @@ from typing import Any
 
 from cni import netlink as nl
 from cni.attachment import HOST_IFNAME_PREFIX
-from cni.netlink import NetlinkSocket
+from cni.netlink_socket import NetlinkSocket
 from routing.asking import Unreachable, ask
 from routing.doctor.facts import Beside, Facts, ForeignRoute, NetworkFile, Uplink
 from routing.explain.routes_now import parse_entry

@@ -16,10 +16,12 @@ from socket import AF_INET, AF_INET6, AF_UNSPEC
 from cni import hostend, podend
 from cni import netlink as nl
 from cni.hostend import HostEnd
-from cni.netlink import NetlinkSocket
+from cni.netlink_socket import NetlinkSocket
 from cni.netns import Sysctls, dotted, inside
+from cni.observed import ObservedLink
 from cni.podlink import GATEWAY_V4, GATEWAY_V6, PodLink
-from cni.wiring import KernelWiring, ObservedLink, WiringError
+from cni.wiring import KernelWiring
+from cni.wiring_errors import WiringError
 from routing.explain.evidence import (
     ARRIVAL,
     BACK,

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from cni import hostend
 from cni import netlink as nl
-from cni.netlink import NetlinkError, NetlinkSocket
+from cni.netlink import NetlinkError
+from cni.netlink_socket import NetlinkSocket
 from cni.netns import is_network_namespace
 
 NAMED_DIRECTORIES = (Path("/run/netns"), Path("/var/run/netns"))

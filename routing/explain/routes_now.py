@@ -10,7 +10,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from socket import AF_INET, AF_INET6
 
 from cni import netlink as nl
-from cni.netlink import NetlinkError, NetlinkSocket
+from cni.netlink import NetlinkError
+from cni.netlink_socket import NetlinkSocket
 from routing.explain.evidence import Hop, KernelRoute, Lookup, Neighbour
 from routing.routes import PROTOCOL, TABLE_MAIN, Address, Prefix
 from routing.rtmessage import OUR_METRICS

@@ -213,7 +213,8 @@ def find_local_pod(name: str) -> list[str]:
     Raises:
         OSError: the kernel refused to be read.
     """
-    from cni.wiring import KernelWiring, WiringError
+    from cni.wiring import KernelWiring
+    from cni.wiring_errors import WiringError
 
     wiring = KernelWiring()
     try:

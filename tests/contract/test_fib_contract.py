@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cni import netlink as nl
-from cni.netlink import NetlinkError, NetlinkSocket
+from cni.netlink import NetlinkError
+from cni.netlink_socket import NetlinkSocket
 from routing.delta import Delta, Failure, diff
 from routing.fib import Fib, FibClosed, KernelFib
 from routing.links import LinkState

@@ -12,8 +12,8 @@ import pytest
 from cni.attach import Wiring
 from cni.attachment import Attachment
 from cni.podlink import PodLink, decode_alias
-from cni.wiring import (
-    KernelWiring,
+from cni.wiring import KernelWiring
+from cni.wiring_errors import (
     LinkExists,
     NamespaceGone,
     OwnNamespace,

@@ -14,8 +14,9 @@ from cni.attach import HostRouteError, Unready
 from cni.attachment import Address, Attachment
 from cni.ipam.allocator import NoAddress
 from cni.ipam.requested import refuse_change
+from cni.observed import ObservedLink
 from cni.podlink import AliasRecord, PodLink
-from cni.wiring import LinkExists, ObservedLink, PodInterfaceExists, WiringError
+from cni.wiring_errors import LinkExists, PodInterfaceExists, WiringError
 
 FIRST_ADDRESS = IPv4Address("10.244.0.1")
 

@@ -13,11 +13,11 @@ from ipaddress import IPv6Address
 
 from cni.hostend import IPV6_MIN_MTU_BYTES
 from cni.netlink import NetlinkError
+from cni.observed import ObservedLink
 from cni.podlink import PodLink, decode_alias
-from cni.wiring import (
+from cni.wiring_errors import (
     LinkExists,
     NamespaceGone,
-    ObservedLink,
     OwnNamespace,
     PodInterfaceExists,
     WiringError,

@@ -50,6 +50,7 @@ from cni.attach import Attacher
 from cni.conntrack import KernelConntrack
 from cni.ipam.allocator import Allocator
 from cni.ipam.cooldown import CooldownFile
+from cni.netlink_socket import NetlinkSocket
 from cni.server import CniServer
 from cni.wiring import KernelWiring
 from routing.agent import run_agent
@@ -189,11 +190,11 @@ def arm(steps: Steps) -> None:
 
 def _wrap_the_kernel(steps: Steps) -> None:
     """What is sent to it, and what it can refuse."""
-    execute, post = nl.NetlinkSocket.execute, nl.NetlinkSocket.post
+    execute, post = NetlinkSocket.execute, NetlinkSocket.post
     write = cni.netns.Sysctls.write
 
     def executing(
-        self: nl.NetlinkSocket, requests: Sequence[nl.Request]
+        self: NetlinkSocket, requests: Sequence[nl.Request]
     ) -> list[nl.NetlinkError | None]:
         if not requests:
             return []
@@ -208,7 +209,7 @@ def _wrap_the_kernel(steps: Steps) -> None:
             return [lost] * len(requests) if moment == "lose" else outcomes
 
     def posting(
-        self: nl.NetlinkSocket, request: nl.Request, is_settled: Callable[[], bool]
+        self: NetlinkSocket, request: nl.Request, is_settled: Callable[[], bool]
     ) -> nl.NetlinkError | None:
         with steps.step(f"send {_kind(request.kind)}") as moment:
             if moment == "refuse":
@@ -216,10 +217,10 @@ def _wrap_the_kernel(steps: Steps) -> None:
             outcome = post(self, request, is_settled)
             return nl.NetlinkError(errno.ENOBUFS) if moment == "lose" else outcome
 
-    def asking(method: str) -> Callable[[nl.NetlinkSocket, int, bytes], Any]:
-        original = getattr(nl.NetlinkSocket, method)
+    def asking(method: str) -> Callable[[NetlinkSocket, int, bytes], Any]:
+        original = getattr(NetlinkSocket, method)
 
-        def ask(self: nl.NetlinkSocket, kind: int, body: bytes, **options: Any) -> Any:
+        def ask(self: NetlinkSocket, kind: int, body: bytes, **options: Any) -> Any:
             with steps.step(f"{method} {_kind(kind)}") as moment:
                 if moment in ("refuse", "lose"):
                     raise nl.NetlinkError(errno.EPERM if moment == "refuse" else errno.ENOBUFS)
@@ -233,10 +234,10 @@ def _wrap_the_kernel(steps: Steps) -> None:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             write(self, path, value)
 
-    nl.NetlinkSocket.execute = executing  # type: ignore[method-assign]
-    nl.NetlinkSocket.post = posting  # type: ignore[method-assign]
-    nl.NetlinkSocket.get = asking("get")  # type: ignore[method-assign, assignment]
-    nl.NetlinkSocket.dump = asking("dump")  # type: ignore[method-assign, assignment]
+    NetlinkSocket.execute = executing  # type: ignore[method-assign]
+    NetlinkSocket.post = posting  # type: ignore[method-assign]
+    NetlinkSocket.get = asking("get")  # type: ignore[method-assign, assignment]
+    NetlinkSocket.dump = asking("dump")  # type: ignore[method-assign, assignment]
     cni.netns.Sysctls.write = writing  # type: ignore[method-assign]
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from cni import conntrack
 from cni.conntrack import ConntrackError, KernelConntrack
-from cni.netlink import NetlinkError, NetlinkSocket, Request
+from cni.netlink import NetlinkError, Request
+from cni.netlink_socket import NetlinkSocket
 from cni.nfnetlink import NETLINK_NETFILTER, message_type, nfgenmsg
 from tests.fakes.netns import Namespace, fabric, in_netns, run
 

@@ -9,7 +9,7 @@ from ipaddress import ip_network
 import pytest
 
 from cni import netlink as nl
-from cni.netlink import NetlinkSocket
+from cni.netlink_socket import NetlinkSocket
 from routing.delta import Delta
 from routing.event_filter import event_filter
 from routing.fib import KernelFib

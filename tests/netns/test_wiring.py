@@ -19,13 +19,11 @@ import pytest
 from cni import hostend
 from cni import netlink as nl
 from cni.attachment import Attachment, PodRef
-from cni.netlink import NetlinkSocket
+from cni.netlink_socket import NetlinkSocket
 from cni.netns import Sysctls, inside, own_netns
 from cni.podlink import PodLink, decode_alias
-from cni.wiring import (
-    FIRST_IFINDEX,
-    POD_IFINDEX,
-    KernelWiring,
+from cni.wiring import FIRST_IFINDEX, POD_IFINDEX, KernelWiring
+from cni.wiring_errors import (
     LinkExists,
     NamespaceGone,
     OwnNamespace,

@@ -17,7 +17,7 @@ from cni.ipam.allocator import NoAddress
 from cni.ipam.block import BlockStoreError
 from cni.result import Dns, Interface, IpConfig, Result, host_cidr
 from cni.spec import Command, NetConf, Request
-from cni.wiring import LinkExists, NamespaceGone, PodInterfaceExists, WiringError
+from cni.wiring_errors import LinkExists, NamespaceGone, PodInterfaceExists, WiringError
 from tests.fakes.cni import FIRST_ADDRESS, Node
 from tests.fakes.edge import FakeConntrack
 

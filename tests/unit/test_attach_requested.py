@@ -13,7 +13,7 @@ from cni.requested import Requested
 from cni.result import Result
 from cni.server import as_cni_error
 from cni.spec import Command, Request
-from cni.wiring import WiringError
+from cni.wiring_errors import WiringError
 from tests.fakes.cni import Node
 from tests.unit.test_attach import ATTACHMENT, NETNS, make_attacher, request
 

@@ -9,8 +9,9 @@ from cni.attach import HostRouteError
 from cni.attachment import Address, Attachment
 from cni.collect import GRACE_S, Collector, absences
 from cni.ipam.allocator import AddressConflict
+from cni.observed import ObservedLink
 from cni.podlink import AliasRecord
-from cni.wiring import ObservedLink, WiringError
+from cni.wiring_errors import WiringError
 
 ONE = Attachment("slash32", "one", "eth0")
 OTHER = Attachment("slash32", "other", "eth0")

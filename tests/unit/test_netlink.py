@@ -12,12 +12,9 @@ from hypothesis import strategies as st
 
 from cni import netlink as nl
 from cni.netlink import (
-    ANSWER_BYTES,
-    DUMP_ATTEMPTS,
     HEADER,
     MalformedMessage,
     NetlinkError,
-    NetlinkSocket,
     Request,
     attribute,
     attribute_text,
@@ -27,6 +24,7 @@ from cni.netlink import (
     messages,
     nested,
 )
+from cni.netlink_socket import ANSWER_BYTES, DUMP_ATTEMPTS, NetlinkSocket
 from routing.routes import NextHop, Route, RouteKey
 from routing.rtmessage import new_pod_route, new_route, parse_holder, parse_route
 from tests.fakes.netns import Fabric

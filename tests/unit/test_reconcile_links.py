@@ -7,8 +7,8 @@ from ipaddress import ip_address
 import pytest
 
 from cni.attachment import Attachment
+from cni.observed import ObservedLink
 from cni.podlink import PodLink
-from cni.wiring import ObservedLink
 from tests.unit.test_reconcile import Node
 
 

@@ -19,8 +19,9 @@ from cni.attach import HostRouteError
 from cni.attachment import Address, Attachment, PodRef
 from cni.ipam.allocator import Allocator
 from cni.ipam.block import Block, BlockState
+from cni.observed import ObservedLink
 from cni.podlink import AliasRecord
-from cni.wiring import ObservedLink, WiringError
+from cni.wiring_errors import WiringError
 from routing.cli.main import main
 from routing.control import ControlServer
 from routing.ipam_audit import audit

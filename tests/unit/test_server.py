@@ -25,7 +25,13 @@ from cni.server import (
     as_cni_error,
 )
 from cni.spec import Request
-from cni.wiring import LinkExists, NamespaceGone, OwnNamespace, PodInterfaceExists, WiringError
+from cni.wiring_errors import (
+    LinkExists,
+    NamespaceGone,
+    OwnNamespace,
+    PodInterfaceExists,
+    WiringError,
+)
 
 ENVIRONMENT = {
     "CNI_COMMAND": "ADD",
