@@ -23,7 +23,7 @@ from collections.abc import (
     Set,
     ValuesView,
 )
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 from bgp.judgement import Attributes
 from bgp.nlri import Nlri, family_of, nlri_of, prefix_of
@@ -49,13 +49,21 @@ Offers = Mapping[Nlri, tuple[PathAttributes, ...]]
 """Prefixes with what each peer that has one says of it."""
 
 
+class _Held(ref[PathAttributes]):
+    """A reference that knows where it stands. A WeakValueDictionary's does, too; it is made and
+    asked in twice the time, which every path of a cluster's table would pay."""
+
+    __slots__ = ("place",)
+    place: tuple[Kin, tuple[int, ...]]
+
+
 class AttributeSets:
     """Gives the one object for each set of attributes; forgets those that nobody holds."""
 
     def __init__(self) -> None:
-        self._known: WeakValueDictionary[tuple[Kin, tuple[int, ...]], PathAttributes] = (
-            WeakValueDictionary()
-        )
+        self._known: dict[tuple[Kin, tuple[int, ...]], _Held] = {}
+        self._forget = self._forget_one
+        """Bound once, not for each."""
         self._kin: WeakValueDictionary[tuple[object, ...], Kin] = WeakValueDictionary()
         """By all that it is made of, addresses as numbers."""
 
@@ -98,10 +106,18 @@ class AttributeSets:
     def of_kin(self, kin: Kin, as_path: tuple[int, ...]) -> PathAttributes:
         """Those of ``kin`` that have this path."""
         key = kin, as_path
-        known = self._known.get(key)
+        held = self._known.get(key)
+        known = None if held is None else held()
         if known is None:
-            known = self._known[key] = kin.with_path(as_path)
+            known = kin.with_path(as_path)
+            held = self._known[key] = _Held(known, self._forget)
+            held.place = key
         return known
+
+    def _forget_one(self, held: _Held) -> None:
+        # It may have been made anew since.
+        if self._known.get(held.place) is held:
+            del self._known[held.place]
 
 
 def plain_of(address: Address) -> tuple[int, int]:

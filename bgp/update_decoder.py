@@ -47,8 +47,10 @@ MAX_REMEMBERED = 20_000
 """Attribute blocks; beyond, all are forgotten and judged again as they come."""
 
 MANY = 8
-"""UPDATEs of one route, from which on they are read by columns."""
+"""UPDATEs of one route or few, from which on they are read by columns."""
 RUN_MOST = 256
+RUN_PREFIXES = 8
+"""In each of them, at most: a node's blocks."""
 LOOK_AGAIN_BYTES = 4096
 """Where there is no such run, so much is read one by one."""
 
@@ -106,6 +108,32 @@ class _Batch:
         return event
 
 
+class _Source:
+    """What is remembered of one peer.
+
+    Attributes:
+        plain: of blocks without the attributes of RFC 4760, whose own next hop counts.
+        reach: of blocks with an MP_REACH_NLRI: (what is before it, its head, what follows).
+        reach_at: where in the block it was found the last time: a guess.
+        likeness: of both, but for AS numbers.
+    """
+
+    __slots__ = ("is_ebgp", "likeness", "peer", "plain", "reach", "reach_at")
+
+    def __init__(self, peer: Address, is_ebgp: bool, attributes: AttributeSets) -> None:
+        self.peer, self.is_ebgp = peer, is_ebgp
+        self.plain: dict[bytes, Judged] = {}
+        self.reach: dict[tuple[bytes, ...], Judged] = {}
+        self.reach_at: int | None = None
+        self.likeness = Likeness(attributes)
+
+    def clear(self) -> None:
+        # Emptied, not replaced: the loop that fills a batch holds on to one of them.
+        self.plain.clear()
+        self.reach.clear()
+        self.likeness.clear()
+
+
 def _end_of_alike(raw: bytes, offset: int, step: int, places: Iterable[int]) -> int:
     """Where as many UPDATEs in a row end as are of this size and have the same octets in these
     places, the first of which are its size; ``offset`` when they are few."""
@@ -127,13 +155,7 @@ class UpdateDecoder:
     def __init__(self, attributes: AttributeSets | None = None) -> None:
         self._sets = attributes or AttributeSets()
         self._blocks: dict[tuple[bool, bytes], Attributes | str] = {}
-        self._plain: dict[tuple[Address, bool], dict[bytes, Judged]] = {}
-        """Of blocks without the attributes of RFC 4760, whose own next hop counts."""
-        self._reach: dict[tuple[Address, bool], dict[tuple[bytes, ...], Judged]] = {}
-        """Of blocks with an MP_REACH_NLRI: (what is before it, its head, what follows)."""
-        self._reach_at: dict[tuple[Address, bool], int] = {}
-        """Where in the block it was found the last time: a guess."""
-        self._likeness: dict[tuple[Address, bool], Likeness] = {}
+        self._sources: dict[tuple[Address, bool], _Source] = {}
         self._hops: dict[tuple[bytes, bool], Address | str] = {}
         """Of next hops as they came, and whether for IPv4: the one to use, or why there is none."""
         self._remembered = 0
@@ -146,7 +168,7 @@ class UpdateDecoder:
         """
         batch = _Batch()
         try:
-            for end in self._decode(peer, raw, is_ebgp, batch):
+            for end in self._decode(self._source(peer, is_ebgp), raw, batch):
                 if (event := batch.taken(peer)) is not None:
                     yield event
                 yield end
@@ -157,15 +179,20 @@ class UpdateDecoder:
         if (event := batch.taken(peer)) is not None:
             yield event
 
-    def _decode(
-        self, peer: Address, raw: bytes, is_ebgp: bool, batch: _Batch
-    ) -> Iterator[EndOfRib]:
+    def _source(self, peer: Address, is_ebgp: bool) -> _Source:
+        # Found once a line: an address is hashed in Python.
+        found = self._sources.get((peer, is_ebgp))
+        if found is None:
+            found = self._sources[peer, is_ebgp] = _Source(peer, is_ebgp, self._sets)
+        return found
+
+    def _decode(self, source: _Source, raw: bytes, batch: _Batch) -> Iterator[EndOfRib]:
         """Fills ``batch``; yields where an End-of-RIB parts what is before and after it."""
-        plain = self._plain.setdefault((peer, is_ebgp), {})
+        plain = source.plain
         offset, size, next_run_at = 0, len(raw), 0
         while offset < size:
             if offset >= next_run_at:
-                ended = self._run(peer, raw, offset, is_ebgp, batch)
+                ended = self._run(source, raw, offset, batch)
                 if ended > offset:
                     offset = ended
                     continue
@@ -176,22 +203,26 @@ class UpdateDecoder:
             end = offset + (raw[offset] << 8 | raw[offset + 1]) - 17
             if end > size or end < offset + 6:
                 raise BadNlri(f"an UPDATE of {end - offset} bytes at {offset}")
-            # A cluster's blocks, one an UPDATE: attributes that are known, one /25 or longer.
+            # A cluster's blocks: attributes, and prefixes of /25 or longer.
             stop = offset + 6 + (raw[offset + 4] << 8 | raw[offset + 5])
-            if stop + 5 == end and not raw[offset + 2] and not raw[offset + 3]:
+            if stop + 5 <= end and not raw[offset + 2] and not raw[offset + 3]:
                 block = raw[offset + 6 : stop]
                 judged = plain.get(block)
                 if judged is None:
-                    judged = self._new_plain(peer, block, is_ebgp)
+                    judged = self._new_plain(source, block)
                 length = raw[stop]
-                if (
-                    judged.__class__ is PathAttributes
-                    and 25 <= length <= 32
-                    and not raw[end - 1] & _HOST_OCTET[length]
-                ):
-                    batch.routes[raw[stop:end]] = judged
-                    offset = end
-                    continue
+                if judged.__class__ is PathAttributes and 25 <= length <= 32:
+                    if stop + 5 == end:
+                        if not raw[end - 1] & _HOST_OCTET[length]:
+                            batch.routes[raw[stop:end]] = judged
+                            offset = end
+                            continue
+                    elif not (end - stop) % 5:
+                        nlris, odd = split(raw, stop, end, Family.IPV4)
+                        if not odd:
+                            batch.announce(nlris, judged)
+                            offset = end
+                            continue
             elif end - offset == _ONE_GONE_V4 and raw[offset + 2 : offset + 4] == b"\0\5":
                 # Its withdrawal: no attributes.
                 length = raw[offset + 4]
@@ -204,52 +235,59 @@ class UpdateDecoder:
                 stop == end
                 and not raw[offset + 2]
                 and not raw[offset + 3]
-                and self._one_v6(peer, raw[offset + 6 : stop], is_ebgp, batch)
+                and self._one_v6(source, raw[offset + 6 : stop], batch)
             ):
                 offset = end
                 continue
-            family = self._update(peer, raw[offset + 2 : end], is_ebgp, batch)
+            family = self._update(source, raw[offset + 2 : end], batch)
             if family is not None:
-                yield EndOfRib(peer, family)
+                yield EndOfRib(source.peer, family)
             offset = end
 
-    def _run(self, peer: Address, raw: bytes, offset: int, is_ebgp: bool, batch: _Batch) -> int:
-        """A cluster's blocks, one an UPDATE, as many in a row as are of one size with attributes of
-        one size: column by column, not one by one, in a third of the time. Returns where those end;
-        with whatever else there is it is none, or ends."""
+    def _run(self, source: _Source, raw: bytes, offset: int, batch: _Batch) -> int:
+        """A cluster's blocks, one or few an UPDATE, as many in a row as are of one size with
+        attributes of one size: column by column, not one by one, in a third of the time. Returns
+        where those end; with whatever else there is it is none, or ends."""
         if offset + 6 > len(raw):
             return offset
         step = (raw[offset] << 8 | raw[offset + 1]) - 17
         stop = 6 + (raw[offset + 4] << 8 | raw[offset + 5])
         if step * MANY > len(raw) - offset or raw[offset + 2] or raw[offset + 3]:
             return offset
-        if stop + 5 == step:
-            return self._run_v4(peer, raw, offset, step, is_ebgp, batch)
-        return self._run_v6(peer, raw, offset, step, is_ebgp, batch) if stop == step else offset
+        prefixes, rest = divmod(step - stop, 5)
+        if not rest and 1 <= prefixes <= RUN_PREFIXES:
+            return self._run_v4(source, raw, offset, step, prefixes, batch)
+        return self._run_v6(source, raw, offset, step, batch) if stop == step else offset
 
     def _run_v4(
-        self, peer: Address, raw: bytes, offset: int, step: int, is_ebgp: bool, batch: _Batch
+        self, source: _Source, raw: bytes, offset: int, step: int, prefixes: int, batch: _Batch
     ) -> int:
-        stop = step - 5
-        end = _end_of_alike(raw, offset, step, (0, 1, 2, 3, 4, 5, stop))
-        length = raw[offset + stop]
-        if not 25 <= length <= 32 or has_host_bits(raw[offset + step - 1 : end : step], length):
-            return offset
-        blocks = [raw[at + 6 : at + stop] for at in range(offset, end, step)]
-        plain = self._plain[peer, is_ebgp]
+        stop = step - 5 * prefixes
+        places = range(stop, step, 5)
+        end = _end_of_alike(raw, offset, step, (0, 1, 2, 3, 4, 5, *places))
+        for place in places:
+            length = raw[offset + place]
+            lasts = raw[offset + place + 4 : end : step]
+            if not 25 <= length <= 32 or has_host_bits(lasts, length):
+                return offset
+        starts = range(offset, end, step)
+        blocks = [raw[at + 6 : at + stop] for at in starts]
+        plain = source.plain
         judged = list(map(plain.get, blocks))
         if None in judged:
             judged = [
-                plain.get(each) or self._new_plain(peer, each, is_ebgp) if known is None else known
+                plain.get(each) or self._new_plain(source, each) if known is None else known
                 for each, known in zip(blocks, judged, strict=True)
             ]
-        nlris = [raw[at : at + 5] for at in range(offset + stop, end, step)]
+        if prefixes == 1:
+            nlris = [raw[at : at + 5] for at in range(offset + stop, end, step)]
+        else:
+            nlris = [raw[at + place : at + place + 5] for at in starts for place in places]
+            judged = [each for each in judged for _ in places]
         return end if batch.announce_each(nlris, judged) else offset
 
-    def _run_v6(
-        self, peer: Address, raw: bytes, offset: int, step: int, is_ebgp: bool, batch: _Batch
-    ) -> int:
-        place = 6 + self._reach_at.get((peer, is_ebgp), step)
+    def _run_v6(self, source: _Source, raw: bytes, offset: int, step: int, batch: _Batch) -> int:
+        place = 6 + (step if source.reach_at is None else source.reach_at)
         if place + 9 > step or raw[offset + place + 1] != MP_REACH:
             return offset
         if raw[offset + place] & EXTENDED_LENGTH:
@@ -271,57 +309,51 @@ class UpdateDecoder:
             (raw[at + 6 : at + place], raw[at + start : at + nlri_at], raw[at + stop : at + step])
             for at in range(offset, end, step)
         ]
-        known = self._reach[peer, is_ebgp]
+        known = source.reach
         judged = list(map(known.get, keys))
         if None in judged:
             judged = [
-                known.get(key) or self._new_reach(peer, key, is_ebgp) if each is None else each
+                known.get(key) or self._new_reach(source, key) if each is None else each
                 for key, each in zip(keys, judged, strict=True)
             ]
         nlris = [raw[at : at + 17] for at in range(offset + nlri_at, end, step)]
         return end if batch.announce_each(nlris, judged) else offset
 
-    def _new_plain(self, peer: Address, block: bytes, is_ebgp: bool) -> Judged | None:
+    def _new_plain(self, source: _Source, block: bytes) -> Judged | None:
         """What routes with attributes that are met for the first time become; None where it takes
         a longer look. Every node's block has a path of its own."""
-        likeness = self._likeness_of(peer, is_ebgp)
+        likeness = source.likeness
         judged: Judged | None = likeness.find(block)
         if judged is None:
-            quick = common_attributes((block,), is_ebgp)
+            quick = common_attributes((block,), source.is_ebgp)
             if quick is None or not quick[1]:
                 return None
-            judged = self._judged(peer, quick[0], quick[1], Family.IPV4)
+            judged = self._judged(source.peer, quick[0], quick[1], Family.IPV4)
             if not isinstance(judged, str):
                 likeness.learn(judged, block)
         self._remember()
-        self._plain[peer, is_ebgp][block] = judged
+        source.plain[block] = judged
         return judged
 
-    def _new_reach(
-        self, peer: Address, key: tuple[bytes, bytes, bytes], is_ebgp: bool
-    ) -> Judged | None:
+    def _new_reach(self, source: _Source, key: tuple[bytes, bytes, bytes]) -> Judged | None:
         """The same of attributes around an MP_REACH_NLRI."""
         before, head, after = key
-        likeness = self._likeness_of(peer, is_ebgp)
+        likeness = source.likeness
         judged: Judged | None = likeness.find(before, head, after)
         if judged is None:
-            quick = common_attributes((before, after), is_ebgp) if head[:3] == _IPV6 else None
+            quick = (
+                common_attributes((before, after), source.is_ebgp) if head[:3] == _IPV6 else None
+            )
             if quick is None:
                 return None
-            judged = self._judged(peer, quick[0], head[4:-1], Family.IPV6)
+            judged = self._judged(source.peer, quick[0], head[4:-1], Family.IPV6)
             if not isinstance(judged, str):
                 likeness.learn(judged, before, head, after)
         self._remember()
-        self._reach[peer, is_ebgp][key] = judged
+        source.reach[key] = judged
         return judged
 
-    def _likeness_of(self, peer: Address, is_ebgp: bool) -> Likeness:
-        found = self._likeness.get((peer, is_ebgp))
-        if found is None:
-            found = self._likeness[peer, is_ebgp] = Likeness(self._sets)
-        return found
-
-    def _one_v6(self, peer: Address, block: bytes, is_ebgp: bool, batch: _Batch) -> bool:
+    def _one_v6(self, source: _Source, block: bytes, batch: _Batch) -> bool:
         """An UPDATE of nothing but these attributes, when it announces by attributes that are known
         or withdraws one prefix; whether it was that."""
         if len(block) in (_ONE_GONE_V6, _ONE_GONE_V6 + 1) and block[1] == MP_UNREACH:
@@ -339,7 +371,7 @@ class UpdateDecoder:
                 batch.routes[block[place:]] = None
                 return True
             return False
-        at = self._reach_at.get((peer, is_ebgp), len(block))
+        at = len(block) if source.reach_at is None else source.reach_at
         if at + 9 > len(block) or block[at + 1] != MP_REACH:
             return False
         if block[at] & EXTENDED_LENGTH:
@@ -354,7 +386,7 @@ class UpdateDecoder:
         # attributes, so that a wrong one finds nothing.
         head = block[start:nlris_at]
         key = block[:at], head, block[stop:]
-        judged = self._reach[peer, is_ebgp].get(key) or self._new_reach(peer, key, is_ebgp)
+        judged = source.reach.get(key) or self._new_reach(source, key)
         if judged is None:
             return False
         length = block[nlris_at] if nlris_at < stop else 0
@@ -371,24 +403,18 @@ class UpdateDecoder:
         batch.announce(nlris, judged)
         return True
 
-    def _update(self, peer: Address, body: bytes, is_ebgp: bool, batch: _Batch) -> Family | None:
+    def _update(self, source: _Source, body: bytes, batch: _Batch) -> Family | None:
         """One UPDATE into ``batch``; the family whose End-of-RIB it is."""
         start = 4 + int.from_bytes(body[:2], "big")
         end = start + int.from_bytes(body[start - 2 : start], "big")
         if end > len(body):
             raise BadNlri(f"an UPDATE whose fields exceed its {len(body)} bytes")
-        block = body[start:end]
-        found = self._plain[peer, is_ebgp].get(block)
-        if found is None and end < len(body):
-            found = self._new_plain(peer, block, is_ebgp)
-        announced, odd = split(body, end, len(body), Family.IPV4)
-        if start == 4 and found is not None and not odd:
-            # Every node's blocks, packed as a router does.
-            batch.announce(announced, found)
-            return None
         gone, unsound = split(body, 2, start - 2, Family.IPV4)
+        announced, odd = split(body, end, len(body), Family.IPV4)
+        block = body[start:end]
         if not (block or gone or announced or unsound or odd):
             return Family.IPV4
+        found = source.plain.get(block)
         reach: tuple[Judged, list[Nlri], list[Nlri]] | None = None
         if found is None:
             parts = split_block(block)
@@ -401,17 +427,17 @@ class UpdateDecoder:
                 if not any((gone, unsound, more, worse, announced, odd, parts.plain)):
                     return family
                 gone, unsound = gone + more, unsound + worse
-            attributes = self._attributes_of(parts.plain, is_ebgp)
+            attributes = self._attributes_of(parts.plain, source.is_ebgp)
             if parts.reach is not None:
-                reach = self._reached(peer, parts, attributes, is_ebgp)
+                reach = self._reached(source, parts, attributes)
                 if reach is None:
                     batch.rejected.append(Rejection(None, "unknown-family"))
                     return None
             hops = next((v for kind, v in attributes_in(parts.plain) if kind == 3), b"")
-            found = self._judged(peer, attributes, hops, Family.IPV4)
+            found = self._judged(source.peer, attributes, hops, Family.IPV4)
             if parts.reach is None and parts.unreach is None:
                 self._remember()
-                self._plain.setdefault((peer, is_ebgp), {})[block] = found
+                source.plain[block] = found
         # Withdrawals first: a prefix in both fields is announced (RFC 4271 section 4.3).
         batch.withdraw(gone)
         for nlris in (unsound, odd, reach[2] if reach else []):
@@ -422,7 +448,7 @@ class UpdateDecoder:
         return None
 
     def _reached(
-        self, peer: Address, parts: BlockParts, attributes: Attributes | str, is_ebgp: bool
+        self, source: _Source, parts: BlockParts, attributes: Attributes | str
     ) -> tuple[Judged, list[Nlri], list[Nlri]] | None:
         """What MP_REACH_NLRI says: (judged, prefixes, prefixes with host bits); None: of a family
         that we do not know."""
@@ -431,12 +457,11 @@ class UpdateDecoder:
         if family is None or len(reach) < 5 or len(reach) < 5 + reach[3]:
             return None
         head = reach[: 5 + reach[3]]
-        judged = self._judged(peer, attributes, head[4:-1], family)
+        judged = self._judged(source.peer, attributes, head[4:-1], family)
         if parts.unreach is None:
-            key = peer, is_ebgp
             self._remember()
-            self._reach.setdefault(key, {})[parts.before, head, parts.after] = judged
-            self._reach_at[key] = len(parts.before)
+            source.reach[parts.before, head, parts.after] = judged
+            source.reach_at = len(parts.before)
         return (judged, *split(reach, len(head), len(reach), family))
 
     def _attributes_of(self, block: bytes, is_ebgp: bool) -> Attributes | str:
@@ -472,10 +497,5 @@ class UpdateDecoder:
             self._remembered = 0
             self._blocks.clear()
             self._hops.clear()
-            # Emptied, not replaced: the loop that fills a batch holds on to one of them.
-            for plain in self._plain.values():
-                plain.clear()
-            for reach in self._reach.values():
-                reach.clear()
-            for likeness in self._likeness.values():
-                likeness.clear()
+            for source in self._sources.values():
+                source.clear()

@@ -49,6 +49,7 @@ Said = tuple[PathAttributes, ...]
 Kind = tuple[tuple[PrefixClass, Said], Sequence[Nlri]]
 """With the prefixes that are of it."""
 Guise = tuple[object, ...]
+Like = tuple[Hops | None, tuple[int, ...] | None]
 
 _NOTHING: dict[Said, Outcome] = {}
 
@@ -194,7 +195,7 @@ class Decisions:
         self._memo: dict[PrefixClass, dict[Said, Outcome]] = {}
         self._remembered = 0
         self._compared_asns = frozenset(rules.compared_asns())
-        self._guises: dict[Guise, tuple[Hops | None, tuple[int, ...] | None]] = {}
+        self._guises: dict[Guise, Like] = {}
         """Of kinds of which all is used or passed over, nothing refused: where they lead, and which
         of what is said is used; None: all of it, in its order."""
         self._near: dict[Kin, bool] = {}
@@ -439,13 +440,17 @@ class Decisions:
         """The outcomes of kinds that are new. Every node's block has a path of its own, so the
         first of each guise is asked about and the others are like it; what refuses something is
         asked about one by one, for the sentences name what is told apart."""
-        guises = [self._guise(*kind) for kind, _ in kinds]
-        first = {
-            guise: place
-            for place, guise in reversed(list(enumerate(guises)))
-            if guise not in self._guises
-        }
         found: list[Outcome | None] = [None] * len(kinds)
+        first: dict[Guise, int] = {}
+        waiting: list[tuple[int, Guise]] = []
+        for place, ((there, said), nlris) in enumerate(kinds):
+            guise = self._guise(there, said)
+            like = self._guises.get(guise)
+            if like is None:
+                first.setdefault(guise, place)
+                waiting.append((place, guise))
+            else:
+                found[place] = _like(like, said, nlris[0])
         self._ask(kinds, first.values(), found)
         if len(self._guises) + len(first) > GUISES_MAX:
             self._guises.clear()
@@ -457,17 +462,15 @@ class Decisions:
                 is_all = used == tuple(range(len(outcome.said)))
                 self._guises[guise] = outcome.hops, None if is_all else used
         strange: list[int] = []
-        for place, guise in enumerate(guises):
+        for place, guise in waiting:
             if found[place] is not None:
                 continue
             like = self._guises.get(guise)
             if like is None:
                 strange.append(place)
-                continue
-            hops, chosen = like
-            (_, said), nlris = kinds[place]
-            best = said if chosen is None else tuple([said[at] for at in chosen])
-            found[place] = Outcome(hops, best, (), (), said, nlris[0])
+            else:
+                (_, said), nlris = kinds[place]
+                found[place] = _like(like, said, nlris[0])
         self._ask(kinds, strange, found)
         return [outcome for outcome in found if outcome is not None]
 
@@ -520,6 +523,13 @@ class Decisions:
         together = {nlri: offers[nlri] for nlri in offers if nlri in needed}
         outcomes = outcomes_of(together, self.learner.learn(paths_of(together)))
         return {nlri: outcomes[nlri] for nlri in far}
+
+
+def _like(like: Like, said: Said, sample: Nlri) -> Outcome:
+    """The outcome of a kind in a guise that is known."""
+    hops, used = like
+    best = said if used is None else tuple([said[at] for at in used])
+    return Outcome(hops, best, (), (), said, sample)
 
 
 def _kin(kinds: Iterable[Said]) -> set[Kin]:

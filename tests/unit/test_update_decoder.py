@@ -266,6 +266,15 @@ def of_one(number: int, asn: int, length: int = 26) -> bytes:
     return update(prefix, path_attributes(64512, asn))
 
 
+def of_some(number: int, asn: int, *lengths: int) -> bytes:
+    """A node's blocks in one UPDATE, packed."""
+    places = [
+        bytes([length, 10, number >> 2 & 255, at, (number & 3) << 6])
+        for at, length in enumerate(lengths or (26, 26, 26))
+    ]
+    return update(b"".join(places), path_attributes(64512, asn))
+
+
 def of_one_v6(number: int, asn: int, length: int = 122, *, is_last: bool = True) -> bytes:
     """The same for IPv6, with its MP_REACH_NLRI behind the other attributes or before them."""
     prefix = bytes([length, 0xFD, *bytes(12), number >> 10 & 255, number >> 2 & 255])
@@ -290,6 +299,15 @@ runs = st.lists(
             st.integers(0, 2000),
             st.integers(1, 40),
             st.integers(65001, 65009),
+        ),
+        st.builds(
+            lambda first, count, asn, lengths: [
+                of_some(n, asn + n % 3, *lengths) for n in range(first, first + count)
+            ],
+            st.integers(0, 2000),
+            st.integers(1, 20),
+            st.integers(65001, 65009),
+            st.lists(st.sampled_from([26, 26, 26, 28, 25, 24, 33]), min_size=1, max_size=10),
         ),
         st.sampled_from(
             [
@@ -339,14 +357,14 @@ def test_by_columns_is_as_one_by_one(bodies: list[bytes], flips, cut: int | None
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("of", [of_one, of_one_v6])
+@pytest.mark.parametrize("of", [of_one, of_some, of_one_v6])
 def test_a_run_is_read_by_columns(monkeypatch, of):
     """The control of the test above; where the MP_REACH_NLRI is was seen in the first UPDATE."""
     ends = []
     original = UpdateDecoder._run
 
-    def noted(self, peer, raw, offset, is_ebgp, batch):
-        ends.append(original(self, peer, raw, offset, is_ebgp, batch))
+    def noted(self, source, raw, offset, batch):
+        ends.append(original(self, source, raw, offset, batch))
         return ends[-1]
 
     decoder = UpdateDecoder()
@@ -356,7 +374,7 @@ def test_a_run_is_read_by_columns(monkeypatch, of):
     (event,) = decoder.decode(PEER, stream, is_ebgp=True)
     assert ends == [len(stream)]
     assert isinstance(event, RouteBatch)
-    assert len(event.routes) == MANY
+    assert len(event.routes) == MANY * (3 if of is of_some else 1)
 
 
 LIKE = [
