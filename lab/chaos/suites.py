@@ -142,10 +142,10 @@ ROWS = [
     Row("S5", "a pod at the node's BGP port and the agent's socket", "refused, at once",
         Stage.NO_LAB, suite(f"{_NETNS}/test_pod_security.py", "-k", "bgp_port or socket",
                             at_least=3)),
-    Row("K11", "the first packet after ADD", "answered at the first request, no proxy delay",
-        Stage.NO_LAB, suite(f"{_NETNS}/test_first_packet.py::"
-                            "test_the_first_packet_after_add_is_answered_at_the_first_request",
-                            at_least=1)),
+    Row("K11", "the first packet after ADD, of 40 new pods in each family",
+        "round trip within 5 ms (nine of ten; worst told), answered at the first request; the "
+        "kernel's proxy_delay must show", Stage.NO_LAB,
+        suite(f"{_NETNS}/test_first_packet.py", "-k", "the_first_packet", at_least=5)),
     Row("K6b", "installed, used, uninstalled, on a machine that others use too",
         "links, addresses, routes, rules, nexthops, nftables, sysctls, sockets and files as before",
         Stage.NO_LAB, suite(f"{_NETNS}/test_uninstall.py", at_least=1)),
