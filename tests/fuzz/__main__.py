@@ -55,6 +55,7 @@ def main() -> int:
     head = commit()
     begun_s = time.monotonic()
     results: dict[str, dict[str, Any]] = {}
+    table = ""
     # A process a target: each opens sockets and loops, and switches logging off for itself.
     with ProcessPoolExecutor(
         arguments.workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1
@@ -69,20 +70,24 @@ def main() -> int:
             print(line_of(TARGETS[name], results[name]), flush=True)  # noqa: T201
             for where, found in results[name]["findings"].items():
                 print(f"  {where}: {found['what']}\n    {found['input'][:400]}", flush=True)  # noqa: T201
-    table = table_of(results, time.monotonic() - begun_s, head, arguments.workers, lacking=lacking)
+            # After each, so that a run which somebody ends is not lost; it says how far it came.
+            table = table_of(
+                results, time.monotonic() - begun_s, head, arguments.workers,
+                of=len(shares), lacking=lacking,
+            )  # fmt: skip
+            if arguments.document is not None:
+                put_into(arguments.document, table)
     print(f"\n{table}")  # noqa: T201
-    if arguments.document is not None:
-        put_into(arguments.document, table)
     return 1 if any(result["findings"] for result in results.values()) else 0
 
 
 def cases_of(targets: list[Target], cases: int) -> dict[str, int]:
-    """How many of ``cases`` each target gets, in the order in which they are run: those of few
-    cases first, which take long, so that at the end no processor waits for one of them."""
+    """How many of ``cases`` each target gets, in the order in which they are run: those of many
+    cases first, which are cheap, so that a run which somebody ends has had most of its cases."""
     weights = sum(target.weight for target in targets)
     return {
         target.name: max(CASES_MIN, -(-cases * target.weight // weights))
-        for target in sorted(targets, key=lambda each: each.weight)
+        for target in sorted(targets, key=lambda each: -each.weight)
     }
 
 
@@ -114,13 +119,15 @@ def table_of(
     commit: str,
     workers: int,
     *,
+    of: int,
     lacking: dict[str, str],
 ) -> str:
     """All rows in the registry's order, their sum, and what the machine had nothing for."""
     cases = sum(result["cases"] for result in results.values())
     findings = sum(len(result["findings"]) for result in results.values())
+    end = "" if len(results) == of else f", ended after {len(results)} of {of} targets"
     lines = [
-        f"{cases:,} cases in one run of {took_s / 60:.0f} minutes, {findings} findings "
+        f"{cases:,} cases in one run of {took_s / 60:.0f} minutes{end}, {findings} findings "
         f"({commit}; {workers} at a time; Python {platform.python_version()}, "
         f"atheris {version('atheris')}).",
         "",

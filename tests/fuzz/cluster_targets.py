@@ -298,7 +298,7 @@ TARGETS = (
         "resources that are damaged or gone from one pass to the next",
         last_peers,
         last_seeds,
-        weight=5,
+        weight=2,
     ),
     Target(
         "nft-listing",

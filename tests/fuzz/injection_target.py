@@ -228,6 +228,6 @@ TARGETS = (
         "metrics, pages and routers' configurations",
         injection,
         injection_seeds,
-        weight=5,
+        weight=2,
     ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,22 @@ def test_an_answer_that_an_agent_could_not_finish_is_none():
         outcome = driver.run(cut)
         assert not check(cut, outcome)
         assert b'"code": 5' in outcome.stdout
+    finally:
+        driver.close()
+
+
+def test_its_time_may_be_over_before_it_dials():
+    """A DEL that is late between finding the path and dialling is recorded beside that path."""
+    late = case_of(b"\x01\x00$\x00\xc3\x00\x00\x00\x00\x00\x00\x07\x07\r")
+    assert late.alarm_at
+    driver = Driver()
+    try:
+        outcomes = [
+            driver.run(replace(late, alarm_at=at))
+            for at in range(late.alarm_at - 20, late.alarm_at + 20)
+        ]
+        recorded = [each for each in outcomes if check(late, each)]
+        assert any(each.record and not each.path for each in recorded)
     finally:
         driver.close()
 

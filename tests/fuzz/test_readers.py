@@ -122,7 +122,11 @@ def test_a_campaign_of_a_million_has_many_of_each():
     shares = cases_of(list(TARGETS.values()), 1_000_000)
     assert shares.keys() == TARGETS.keys()
     assert sum(shares.values()) >= 1_000_000
-    assert min(shares.values()) >= 20_000
+    costly = {"injection", "last-peers"}  # 7 to 15 ms a case, ten times what others take
+    assert min(shares[name] for name in shares.keys() - costly) >= 20_000
+    assert min(shares.values()) >= 8_000
+    # The cheap ones come first, for whoever ends it.
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
 
 
 def test_the_page_names_what_is_no_target():
