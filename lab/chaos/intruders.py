@@ -28,7 +28,7 @@ class Intruder:
     what the intruder's looks like, what people are told.
     """
 
-    def __init__(self, world: World, version: int) -> None:
+    def __init__(self, world: World, version: int, *, metric: str = "1032") -> None:
         self._world = world
         self._family = f"-{version}"
         far = world.pod_on("node2")
@@ -39,11 +39,16 @@ class Intruder:
             if ip_address(self.address) in ip_network(block)
         )
         self.flow = Flow("pod to pod", world.pod_on(NODE).namespace, self.address)
-        self._route = ["blackhole", self.target, "metric", "1032", "proto", PROTOCOL]
+        self._metric = metric
+        self._route = ["blackhole", self.target, "metric", metric, "proto", PROTOCOL]
 
     def replace(self) -> None:
         """Takes the place, whoever has it."""
         self._ip("route", "replace", *self._route)
+
+    def add(self) -> None:
+        """Puts its route where nobody has one."""
+        self._ip("route", "add", *self._route)
 
     def leave(self) -> None:
         """Takes its own route away."""
@@ -73,7 +78,7 @@ class Intruder:
             "explain": self._explained(),
             "doctor": json.dumps(self._world.ask(NODE, "doctor")),
         }
-        named = re.compile(rf"protocol {PROTOCOL}\b.*metric 1032")
+        named = re.compile(rf"protocol {PROTOCOL}\b.*metric {self._metric}\b")
         return {what: text if named.search(text) else "" for what, text in said.items()}
 
     def _explained(self) -> str:
@@ -189,6 +194,27 @@ def told(world: World, verdict: Verdict) -> None:
     verdict.must(used == "132 1031", f"{used} is used")
 
 
+def overruled(world: World, verdict: Verdict) -> None:
+    """K2d: a route of a lower metric is what an operator may mean; ours stays and is not used, and
+    whoever asks is told whose is."""
+    for version in (4, 6):
+        intruder = Intruder(world, version, metric="100")
+        routes, before = world.own_routes(NODE), intruder.told_by()
+        intruder.add()
+        used, named = intruder.used(), intruder.told_by()
+        ours = world.own_routes(NODE)
+        intruder.leave()
+        world.settled()
+        said = sorted(what for what, text in named.items() if text)
+        verdict.note(f"{intruder.target}: named by {', '.join(said)}")
+        # The kernel names no route that refuses.
+        verdict.must(used == "none", f"control: {used} is used, not the intruder's black hole")
+        verdict.must(ours == routes, f"our routes changed: {ours ^ routes}")
+        verdict.must({"explain", "doctor"} <= set(said), f"only {said} name it")
+        verdict.must("never used" in named["explain"], "explain does not say that ours is not used")
+        verdict.must(not any(before.values()), f"control: named before it came: {before}")
+
+
 def _log_lines(world: World) -> int:
     log = world.lab.paths.log(f"agent-{NODE}").read_text(errors="replace")
     return log.count("\n")
@@ -212,4 +238,6 @@ ROWS = [
         Stage.ONE_TOR, goes, is_quick=True),
     Row("K2b", "the same, with the Kubernetes API as store", "an Event names its protocol and says "
         "that ours is in front", Stage.KUBERNETES, told),
+    Row("K2d", "another program's route to the same prefix at a lower metric", "ours stays, "
+        "unused; explain and doctor say whose is used", Stage.ONE_TOR, overruled, is_quick=True),
 ]  # fmt: skip
