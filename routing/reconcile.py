@@ -339,9 +339,6 @@ class Reconciler:
         await self._plan_sessions(links)
         wanted = await self._wanted(pods, links)
         self._sessions.close(wanted.to_close, self._sessions.plan.topology.sessions, self._clock())
-        # Once complete is enough: a session that fails later takes its routes with it at once, and
-        # a peer that is new has left nothing in the kernel.
-        self._was_complete |= {a for a in wanted.peers if self._speaker.is_complete(a)}
         found = await self._apply(wanted, actual, failures, held)
         # By the clock, not by a quiet spell: on a busy node there is none.
         is_resync = self._clock() >= self._resync_due_s
@@ -373,6 +370,10 @@ class Reconciler:
         while True:
             attempts += 1
             losses = self._losses
+            # Before the paths are looked at: a peer that says its last word while this computes is
+            # complete, and what it said is not in these tables. An agent that started beside its
+            # speaker deleted every learned route so, for a quarter of a second.
+            complete = self._complete_now()
             self._speaker.take_changes()
             inputs = await self._inputs(pods, links)
             # With 100,000 routes each takes a tenth of a second: ADDs have a turn in between, and
@@ -381,7 +382,15 @@ class Reconciler:
             wanted = desired(inputs, self.report.desired.remote.decisions)
             await give_way()
             if losses == self._losses or attempts == LOSSES_MAX:
+                # Once complete is enough: a session that fails later takes its routes with it at
+                # once, and a peer that is new has left nothing in the kernel.
+                self._was_complete |= complete & wanted.peers.keys()
                 return wanted
+
+    def _complete_now(self) -> set[Address]:
+        planned = (intent.address for intent in self._sessions.plan.topology.sessions)
+        peers = {*self.report.desired.peers, *planned}
+        return {peer for peer in peers if self._speaker.is_complete(peer)}
 
     async def watch_losses(self) -> None:
         """Turns away from what went with a session at once, for ever: a pass that has begun, or

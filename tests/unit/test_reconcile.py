@@ -209,6 +209,31 @@ async def test_learned_routes_wait_for_end_of_rib_after_a_restart(node: Node):
     assert str(DEFAULT) not in node.prefixes()
 
 
+async def test_a_peer_that_says_all_while_a_pass_computes_loses_nothing(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+):
+    """Agent and speaker start together: the session is read back after a pass has looked at its
+    paths, and before it looks at its gates. That pass may not go by what it has not seen."""
+    await node.started()
+    node.world.down(TOR)
+    node.restart()
+    await node.speaker.start()
+    ways_to = node.fib.ways_to
+
+    async def after_the_paths_were_taken(destinations):
+        if not node.neighbor.is_up:
+            node.world.up(TOR)
+        return await ways_to(destinations)
+
+    monkeypatch.setattr(node.fib, "ways_to", after_the_paths_were_taken)
+    await node.loop.run_pass()
+    assert node.neighbor.is_up
+    assert {str(REMOTE), str(DEFAULT)} <= node.prefixes()
+    await node.loop.run_pass()
+    assert {str(REMOTE), str(DEFAULT)} <= node.prefixes()
+    assert not node.loop.report.held
+
+
 async def test_a_peer_that_never_comes_back_is_not_waited_for_for_ever(node: Node):
     """After the restart time its routes go."""
     await node.started()
