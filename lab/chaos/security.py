@@ -8,7 +8,7 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -178,12 +178,8 @@ def injected_names(world: World, verdict: Verdict) -> None:
             ({"peerIP": "192.0.2.77", "asNumber": text}, "chaos"),
             ({"peerIP": "192.0.2.77", "asNumber": 64999, "sourceAddress": text}, "chaos"),
         ):
-            document = {
-                "apiVersion": "slash32.io/v1", "kind": "BGPPeer",
-                "metadata": {"name": name}, "spec": spec,
-            }  # fmt: skip
             try:
-                world.apply(yaml.safe_dump(document))
+                world.apply(_peer(name, spec))
                 taken.append(f"{name!r} {spec}")
             except LabFailure:
                 continue
@@ -195,13 +191,32 @@ def injected_names(world: World, verdict: Verdict) -> None:
             taken.append(what)
         slowest_s = max(slowest_s, time.monotonic() - begun_s)
     after = conf.read_text()
+    # The control: the same document without a text that injects is taken, and is in the file.
+    sane = {"peerIP": "192.0.2.77", "asNumber": 64999}
+    with suppress(LabFailure):
+        world.apply(_peer("chaos", sane))
+        world.wait(lambda: "192.0.2.77" in conf.read_text(), "the sane one in exabgp.conf", 15.0)
+    is_seen = conf.read_text() != before
+    with suppress(LabFailure):
+        world.delete("BGPPeer", "chaos")
+    world.wait(lambda: "192.0.2.77" not in conf.read_text(), "the sane one's end")
     verdict.note(
         f"{len(INJECTIONS) * 4} texts and {len(LARGE)} large documents tried, {len(taken)} taken; "
-        f"the slowest large one refused in {slowest_s:.1f} s"
+        f"the slowest large one refused in {slowest_s:.1f} s; control: a sane one is taken and is "
+        f"in exabgp.conf: {is_seen}"
     )
+    verdict.must(is_seen, "the control within: a sane one does not come to exabgp.conf")
     verdict.must(slowest_s <= LARGE_MOST_S, f"a large document cost {slowest_s:.1f} s")
     verdict.must(not taken, f"taken: {taken[:2]}")
     verdict.must(before == after, "exabgp.conf has changed")
+
+
+def _peer(name: str, spec: Mapping[str, object]) -> str:
+    document = {
+        "apiVersion": "slash32.io/v1", "kind": "BGPPeer",
+        "metadata": {"name": name}, "spec": dict(spec),
+    }  # fmt: skip
+    return yaml.safe_dump(document)
 
 
 def stolen_socket(world: World, verdict: Verdict) -> None:
@@ -260,7 +275,8 @@ ROWS = [
         f"times by p99; the one that comes with them {AMID_MOST:g} times", _ONE, slow_clients),
     Row("S13", "texts that inject, in every field that takes a text; a YAML bomb, a megabyte, a "
         "thousand levels",
-        "refused, exabgp.conf unchanged", _ONE, injected_names, is_quick=True),
+        "refused, exabgp.conf unchanged (control within: a sane one is taken and changes it)", _ONE,
+        injected_names, is_quick=True),
     Row("S14", "nobody's process at the agent's sockets",
         "refused (control within: root's is not, nor nobody's at a socket of 0666)", _ONE,
         stolen_socket),
