@@ -257,7 +257,7 @@ ROWS = [
     Row("K4", "20,000 foreign route changes in a burst", "right within 10 s", _ONE,
         twenty_thousand_changes),
     Row("K5", "one of our routes replaced 1000 times under traffic", "0 lost", _ONE,
-        replaced_in_place, control="R0"),
+        replaced_in_place, control="R0", is_quick=True),
     Row("K6", "routes, rules, nexthops and nftables of others, over a restart and a flush of ours",
         "the same, byte by byte", _ONE, foreign_untouched, is_quick=True),
     Row("K10", "a node without a default route", "pods reach what is routed", _ONE,

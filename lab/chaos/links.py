@@ -544,7 +544,8 @@ ROWS = [
         "by that router at most 9.5 s lost (and, the control within, over 3.9), by the other 0",
         Stage.TWO_TORS, silent_drop_on_one_leg, control="R0"),
     Row("L5", "one of two routers dies (ECMP)", "one next hop within 1 s, no route goes whole, "
-        "0 lost where the other is used", Stage.TWO_TORS, one_of_two_routers_dies, control="R0"),
+        "0 lost where the other is used", Stage.TWO_TORS, one_of_two_routers_dies, control="R0",
+        is_quick=True),
     Row("L7", "20 % of packets lost both ways for 20 s", "the session holds", _ONE, lossy_link,
         control="L2"),
     Row("L8", "the router expects another ASN",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from lab import namespaces, runtime
 from lab.chaos.rows import Row, Stage, Verdict
+from lab.chaos.watch import Watch
 from lab.chaos.world import World, zero
 
 DOWN_S = 3.0
@@ -21,12 +22,16 @@ GR_ON = f"graceful restart on; graceful restart time {RESTART_TIME_S};"
 CRASHES = 20
 
 
-def _replace_speaker(world: World, node: str, *, down_s: float) -> None:
+def _replace_speaker(world: World, node: str, *, down_s: float) -> float:
+    """Killed, ``down_s`` later another; how long the router was without the session."""
+    begun_s = time.monotonic()
     world.kill_speaker(node)
     world.for_seconds(down_s)
     world.start_speaker(node)
-    world.wait(lambda: world.exabgp_pid(node) != 0, "a new ExaBGP")
+    world.wait(lambda: world.is_up_at("tor1", node), "the session")
+    back_s = time.monotonic() - begun_s
     world.settled()
+    return back_s
 
 
 def no_graceful_restart(world: World, verdict: Verdict) -> None:
@@ -35,16 +40,24 @@ def no_graceful_restart(world: World, verdict: Verdict) -> None:
         world.birdc("tor1", "restart", "node1")
         world.settled()
         with world.watching() as watch:
-            _replace_speaker(world, "node1", down_s=DOWN_S)
+            back_s = _replace_speaker(world, "node1", down_s=DOWN_S)
     verdict.note(f"{watch}, {len(watch.events_on('tor1'))} route events at the router")
-    least_s, most_s = LOST_S
-    verdict.must(least_s <= watch.longest_gap_s <= most_s, f"must lose {lost_s()}: {watch}")
+    must_lose(verdict, watch, back_s)
     verdict.must(len(watch.events_on("tor1")) >= 2, "must take the routes away and set them again")
 
 
-def lost_s() -> str:
-    """What a control of graceful restart must lose, in words."""
-    return f"{LOST_S[0]:g} to {LOST_S[1]:g} s"
+LOST = f"{LOST_S[0]:g} to {LOST_S[1]:g} s"
+"""What a control of graceful restart must lose, in words."""
+
+
+def must_lose(verdict: Verdict, watch: Watch, back_s: float) -> None:
+    """The control has shown what is lost without graceful restart.
+
+    ``back_s``: for how long the router was without the session. On a machine that is too busy to
+    start a speaker in time that bounds the loss, and a second for the routes.
+    """
+    least_s, most_s = LOST_S[0], max(LOST_S[1], back_s + 1.0)
+    verdict.must(least_s <= watch.longest_gap_s <= most_s, f"must lose {LOST}: {watch}")
 
 
 def speaker_killed(world: World, verdict: Verdict) -> None:
@@ -405,20 +418,20 @@ _ONE = Stage.ONE_TOR
 
 ROWS = [
     Row("R0", f"control: no graceful restart, speaker killed, {DOWN_S:g} s away",
-        f"must lose {lost_s()} and take the router's routes away", _ONE,
+        f"must lose {LOST} and take the router's routes away", _ONE,
         no_graceful_restart, is_quick=True),
     Row("R1", f"speaker killed, {DOWN_S:g} s away, BIRD", "0 lost, 0 route events", _ONE,
         speaker_killed, control="R0", is_quick=True),
     Row("R1b", "ExaBGP killed, its supervisor starts another", "0 lost, 0 route events", _ONE,
-        exabgp_killed, control="R0"),
+        exabgp_killed, control="R0", is_quick=True),
     Row("R4", "speaker ends by SIGTERM", "ends within 2 s; 0 lost, 0 route events", _ONE,
-        speaker_terminated, control="R0"),
+        speaker_terminated, control="R0", is_quick=True),
     Row("R5", "agent and speaker killed, speaker back alone", "0 lost, 0 route events", _ONE,
         both_killed, control="R0", is_quick=True),
     Row("R5b", "the same, the speaker twice in a row", "0 lost, 0 route events", _ONE,
         both_killed_twice, control="R0", is_quick=True),
     Row("R6", "ExaBGP in a crash loop: five times", "0 lost, 0 route events", _ONE,
-        speaker_crash_loop, control="R0"),
+        speaker_crash_loop, control="R0", is_quick=True),
     Row("R7", f"agent killed {CRASHES} times", "0 lost, 0 route events, sessions untouched", _ONE,
         agent_killed_often, control="R0"),
     Row("R8", f"speaker away for {TOO_LONG_S:g} s, restart time {SHORT_RESTART_TIME_S} s",
@@ -430,7 +443,7 @@ ROWS = [
     Row("R12a", "control: agent, speaker, routes and /run gone, no reboot: pods and boot id stay",
         "must find the address of before still held", _ONE, node_did_not_reboot),
     Row("R14", "downgrade: the cache is of a newer format", "starts, 0 lost, 0 route events", _ONE,
-        downgrade, control="R0"),
+        downgrade, control="R0", is_quick=True),
     Row("R14b", "downgrade: unknown fields in every object of the Kubernetes API, a newer cache",
         "starts, ignores them, 0 lost, 0 route events", Stage.KUBERNETES, unknown_fields,
         control="R0"),
@@ -438,9 +451,10 @@ ROWS = [
         control="R0"),
     Row("R16", "the router restarts, with graceful restart",
         "every learned route kept, 0 route events on nodes, 0 lost", _ONE, router_restarts,
-        control="R17"),
+        control="R17", is_quick=True),
     Row("R17", "the router restarts, without graceful restart",
         "learned routes gone within 1 s of the session's end", _ONE, router_restarts_without_gr),
     Row("R18", "the router comes back with fewer prefixes",
-        "exactly the missing ones go, within 1 s of End-of-RIB", _ONE, router_comes_back_with_less),
+        "exactly the missing ones go, within 1 s of End-of-RIB", _ONE, router_comes_back_with_less,
+        is_quick=True),
 ]  # fmt: skip

@@ -279,5 +279,5 @@ ROWS = [
         injected_names, is_quick=True),
     Row("S14", "nobody's process at the agent's sockets",
         "refused (control within: root's is not, nor nobody's at a socket of 0666)", _ONE,
-        stolen_socket),
+        stolen_socket, is_quick=True),
 ]  # fmt: skip

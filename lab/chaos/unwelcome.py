@@ -280,9 +280,9 @@ ROWS = [
     Row("B3", "a sound UPDATE for each prefix that nobody may announce: default, martians, the "
         "nodes' net, the API server, our block and parts of it, too long, too short",
         "0 in the kernel, each told with its reason and counted; installed when allowed", _TWO,
-        unwelcome_prefixes),
+        unwelcome_prefixes, is_quick=True),
     Row("B4", "our own ASN in the path; our own ORIGINATOR_ID, our id in CLUSTER_LIST (iBGP)",
-        "0 in the kernel, each told with its reason and counted", _TWO, loops),
+        "0 in the kernel, each told with its reason and counted", _TWO, loops, is_quick=True),
     Row("B7", "a next hop that is on no link, and one that nothing leads to (iBGP)",
         f"not installed; within {AT_ONCE_S:.0f} s once it can be reached", _TWO,
         unreachable_next_hop),

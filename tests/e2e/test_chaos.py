@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.netns,
     pytest.mark.bird,
     pytest.mark.exabgp,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root"),
     pytest.mark.skipif(shutil.which("bird") is None, reason="the lab's routers run BIRD 2"),
 ]
