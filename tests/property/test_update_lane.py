@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
@@ -13,7 +13,7 @@ from bgp.adj_rib import AdjRibIn, offers_of
 from bgp.paths import Path, Update
 from cni.ipam.block import Block, BlockState
 from routing.datastore.snapshot import BGPPeerResource, LimitAction, Meta
-from routing.desired import Desired, desired
+from routing.desired import Desired, Inputs, desired
 from routing.update_lane import merge, relearn
 from tests.unit.test_desired import TOR, TOR2, inputs, path, snapshot
 
@@ -55,6 +55,34 @@ def by_key(paths: Iterable[object]) -> set[str]:
     return {repr(each) for each in paths}
 
 
+def beside_whole_passes(
+    base: Inputs, rib: AdjRibIn, batches: Iterable[list[Update]]
+) -> Iterator[tuple[Desired, Desired, bool]]:
+    """After each batch: the tables kept the short way, those of a whole pass, and whether it was
+    short at all; where it declined, the first are the second."""
+    rib.take_changes()
+    last = desired(replace(base, offers=rib.offers()))
+    for batch in batches:
+        for update in batch:
+            rib.apply(update)
+        changed = rib.take_changes()
+        assert changed is not None
+        news = relearn(last, changed, rib.counts())
+        truth = desired(replace(base, offers=rib.offers()))
+        if news is None:
+            last = truth
+        else:
+            merge(last, news)
+        yield last, truth, news is not None
+
+
+def assert_same(last: Desired, truth: Desired) -> None:
+    """Routes, best paths, and what is refused in any order."""
+    assert last.routes == truth.routes
+    assert last.best == truth.best
+    assert by_key(last.rejected) == by_key(truth.rejected)
+
+
 @settings(max_examples=200)
 @given(st.lists(updates, min_size=1, max_size=5))
 def test_the_short_way_comes_to_the_same_tables(rounds):
@@ -62,27 +90,10 @@ def test_the_short_way_comes_to_the_same_tables(rounds):
     rib = AdjRibIn()
     base = inputs(snapshot=SNAPSHOT, pod_addresses={"s32a": (ip_address("10.244.1.65"),)})
 
-    def whole() -> Desired:
-        return desired(replace(base, offers=rib.offers()))
-
-    rib.take_changes()
-    last = whole()
-    for batch in rounds:
-        for update in batch:
-            rib.apply(update)
-        changed = rib.take_changes()
-        assert changed is not None
-        news = relearn(last, changed, rib.counts())
-        truth = whole()
-        TAKEN["whole" if news is None else "short"] += 1
-        if news is None:
-            last = truth
-        else:
-            merge(last, news)
-        assert last.routes == truth.routes
+    for last, truth, is_short in beside_whole_passes(base, rib, rounds):
+        TAKEN["short" if is_short else "whole"] += 1
+        assert_same(last, truth)
         assert last.kinds == truth.kinds
-        assert last.best == truth.best
-        assert by_key(last.rejected) == by_key(truth.rejected)
         assert last.conflicts == truth.conflicts
 
 
@@ -99,27 +110,11 @@ def test_the_short_way_comes_to_the_same_tables_beside_a_limit(first, rounds):
     for each in first:
         rib.apply(Update(each.peer, (each,)))
 
-    def whole() -> Desired:
-        return desired(replace(base, offers=rib.offers()))
-
-    rib.take_changes()
-    last = whole()
-    for batch in rounds:
-        for update in batch:
-            rib.apply(update)
-            changed = rib.take_changes()
-            assert changed is not None
-            is_held = rib.counts().get(TOR, 0) > 2
-            news = relearn(last, changed, rib.counts())
-            truth = whole()
-            if news is None:
-                last = truth
-            else:
-                BESIDE["held" if is_held else "free"] += 1
-                merge(last, news)
-            assert last.routes == truth.routes
-            assert last.best == truth.best
-            assert by_key(last.rejected) == by_key(truth.rejected)
+    one_by_one = [[update] for batch in rounds for update in batch]
+    for last, truth, is_short in beside_whole_passes(base, rib, one_by_one):
+        is_held = rib.counts().get(TOR, 0) > 2
+        BESIDE["held" if is_held else "free"] += is_short
+        assert_same(last, truth)
 
 
 BESIDE = {"held": 0, "free": 0}
