@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuzz import __main__ as whole
+from tests.fuzz import hunt
 from tests.fuzz.__main__ import cases_of
 from tests.fuzz.hunt import counted, owed, table_of, uncounted
 from tests.fuzz.registry import TARGETS
@@ -127,6 +129,28 @@ def test_a_campaign_of_a_million_has_many_of_each():
     assert min(shares.values()) >= 8_000
     # The cheap ones come first, for whoever ends it.
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
+
+
+def test_a_record_says_how_far_its_run_came(monkeypatch):
+    """And what the machine had nothing for."""
+    monkeypatch.setattr(whole, "version", lambda _: "3")
+    result = {"cases": 5, "accepted": 1, "seconds": 1.0, "slowest_s": 0.001}
+    results = {"journal": result | {"corpus": 2, "findings": {}}}
+    table = whole.table_of(results, 60.0, "abc", 2, of=3, lacking={"launcher": "no gcc"})
+    assert "5 cases in one run of 1 minutes, ended after 1 of 3 targets, 0 findings (abc" in table
+    assert "| launcher | not fuzzed: no gcc |" in table
+    assert "ended" not in whole.table_of(results, 60.0, "abc", 2, of=1, lacking={})
+
+
+@pytest.mark.parametrize("module", [whole, hunt])
+def test_a_part_is_no_record(module, monkeypatch, tmp_path, capsys):
+    """The page would pass for a whole campaign's, a whole hunt's."""
+    page = str(tmp_path / "page.md")
+    part = ["--only", "journal"] if module is whole else ["tests/property/test_alias.py"]
+    monkeypatch.setattr("sys.argv", ["x", *part, "--document", page])
+    with pytest.raises(SystemExit):
+        module.main()
+    assert "records a whole" in capsys.readouterr().err
 
 
 def test_the_page_names_what_is_no_target():
