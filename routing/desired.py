@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
 
 from bgp.adj_rib import Offers
@@ -27,6 +27,7 @@ from routing.next_hops import KernelRoute
 from routing.ownership import OwnershipConflict
 from routing.remote import (
     BestPaths,
+    Decided,
     Decisions,
     RejectedPaths,
     Remote,
@@ -82,7 +83,8 @@ class Desired:
     Attributes:
         peers: the sessions as the speaker takes them; ``sessions`` has their intents.
         best: the best paths of each prefix that has any; ``rejected`` what is not used, and why.
-        remote: what these two, and the routes to other nodes, are made of.
+        remote: what these two, and the routes to other nodes, are made of; ``decided`` what is
+            true of all that was learned together.
         backing: the routes that must be in the kernel before a prefix may be announced.
         absent: peers that should have a session and have none, and why.
         to_close: peers that exceed maxPrefixes so that their session must end, and why. They are
@@ -100,34 +102,35 @@ class Desired:
     best: Mapping[Prefix, tuple[Path, ...]] = field(default_factory=dict)
     rejected: Sequence[RejectedPath] = ()
     remote: Remote = field(default_factory=Remote)
+    decided: Decided = field(default_factory=Decided)
     to_close: Mapping[Address, str] = field(default_factory=dict)
     conflicts: tuple[OwnershipConflict, ...] = ()
     problems: tuple[str, ...] = ()
     phase: DrainPhase = DrainPhase.SERVING
 
 
-def desired(inputs: Inputs, before: Decisions | None = None) -> Desired:
+def desired(
+    inputs: Inputs, before: Decisions | None = None, *, last: Desired | None = None
+) -> Desired:
     """What every table of this node should hold.
 
     Args:
         before: the decisions of an earlier call, to be used again where the rules are the same.
+        last: the answer to an earlier call; what it says of all that was learned is said again
+            where the rules are the same, and ``inputs.offers`` are not looked at.
     """
     problems: list[str] = list(inputs.topology.problems)
     blocks = own_blocks(inputs.snapshot.blocks, inputs.node)
     sessions, peers, absent = _sessions(inputs, problems)
-    rules = Rules(
-        inputs.snapshot,
-        inputs.node,
-        tuple(block.cidr for block in blocks),
-        dict(sessions),
-        dict(peers),
-        inputs.links,
-        inputs.kernel_routes,
+    decisions = _decisions(inputs, blocks, sessions, peers, before)
+    is_known = last is not None and last.remote.decisions is decisions
+    remote, learned = (
+        (last.remote, last.decided)
+        if last is not None and is_known
+        else _learned(decisions, inputs.offers)
     )
-    decisions = before if before is not None and before.rules.is_like(rules) else Decisions(rules)
-    learned = decisions.all(inputs.offers)
     problems += learned.problems
-    conflicts = conflicts_of(learned.outcomes)
+    conflicts = conflicts_of(remote.outcomes)
     problems += dict.fromkeys(map(str, conflicts))
     for address, reason in learned.to_close.items():
         absent.append(AbsentPeer(sessions.pop(address), f"closed: {reason}"))
@@ -152,8 +155,7 @@ def desired(inputs: Inputs, before: Decisions | None = None) -> Desired:
     # Proxy-ARP answers for the gateway only when the host itself has a route to it, and on a node
     # that learns its default route by BGP there is none until BGP is up (DESIGN.md, gateway).
     want(IPv4Network((GATEWAY_V4, 32)), [NextHop("lo")], RouteKind.GATEWAY)
-    remote = Remote(learned.outcomes, refused_of(learned.outcomes), decisions)
-    grouped = {n: o.hops for n, o in learned.outcomes.items() if o.hops is not None}
+    grouped = {n: o.hops for n, o in remote.outcomes.items() if o.hops is not None}
     # Local truth is laid down before remote news.
     for key in routes:
         grouped.pop(nlri_of(key.prefix), None)
@@ -170,11 +172,45 @@ def desired(inputs: Inputs, before: Decisions | None = None) -> Desired:
         best=BestPaths(remote.outcomes),
         rejected=RejectedPaths(remote),
         remote=remote,
+        decided=learned,
         to_close=learned.to_close,
         conflicts=conflicts,
         problems=(*problems, *exported.problems),
         phase=inputs.phase,
     )
+
+
+def _learned(decisions: Decisions, offers: Offers) -> tuple[Remote, Decided]:
+    learned = decisions.all(offers)
+    remote = Remote(learned.outcomes, refused_of(learned.outcomes, offers), decisions)
+    # The outcomes are the remote's from here on, and change with it.
+    return remote, replace(learned, outcomes={})
+
+
+def decisions_of(inputs: Inputs, before: Decisions | None = None) -> Decisions:
+    """Those that ``desired`` decides by, for whoever has them get ready first."""
+    sessions, peers, _ = _sessions(inputs, [])
+    blocks = own_blocks(inputs.snapshot.blocks, inputs.node)
+    return _decisions(inputs, blocks, sessions, peers, before)
+
+
+def _decisions(
+    inputs: Inputs,
+    blocks: Iterable[Block],
+    sessions: Mapping[Address, SessionIntent],
+    peers: Mapping[Address, Peer],
+    before: Decisions | None,
+) -> Decisions:
+    rules = Rules(
+        inputs.snapshot,
+        inputs.node,
+        tuple(block.cidr for block in blocks),
+        dict(sessions),
+        dict(peers),
+        inputs.links,
+        inputs.kernel_routes,
+    )
+    return before if before is not None and before.rules.is_like(rules) else Decisions(rules)
 
 
 def _sessions(

@@ -95,13 +95,14 @@ class ImportPolicy:
         if session is None:
             return "no-such-peer", f"{path.peer} is not a configured peer of this node"
         return (
-            self._judge_prefix(path.prefix)
+            self.judge_prefix(path.prefix)
             or self._judge_origin(path, session)
             or self._judge_filters(path, session)
             or self._judge_next_hop(path.next_hop, session)
         )
 
-    def _judge_prefix(self, prefix: Prefix) -> Reason | None:
+    def judge_prefix(self, prefix: Prefix) -> Reason | None:
+        """Why ``prefix`` may not be used, whoever says what of it; None when it may."""
         for martian, _ in self._martians.covering(prefix):
             return "martian", f"{prefix} is inside {martian}, which is not routed"
         for block, _ in self._own_blocks.covering(prefix):

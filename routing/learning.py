@@ -141,6 +141,10 @@ class Learner:
             or self._resolver.connected(next_hop) is not None
         )
 
+    def refuses_prefix(self, prefix: Prefix) -> bool:
+        """Whether the import policy is against a prefix, whoever says what of it."""
+        return self._policy.judge_prefix(prefix) is not None
+
     def accepts(self, path: Path) -> bool:
         """Whether the import policy alone has nothing against a path."""
         return self._policy.judge(path) is None

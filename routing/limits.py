@@ -7,21 +7,36 @@ said of the tables as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from heapq import nsmallest
+from typing import Protocol
 
 from bgp.adj_rib import Offers
-from bgp.nlri import Nlri, prefix_of
-from bgp.paths import Path, PathAttributes
+from bgp.nlri import Nlri
+from bgp.paths import PathAttributes
 from routing.classes import PrefixClass, PrefixClasses
 from routing.datastore.snapshot import LimitAction
 from routing.import_policy import WARN_PERCENT
 from routing.routes import Address
 from routing.topology import SessionIntent
 
+ASKED_AT_ONCE = 500
+"""Attributes that the policy is asked about in one go."""
+
 Beyond = Mapping[Nlri, frozenset[Address]]
 """Prefixes with the peers whose paths to them are beyond their limits."""
+
+
+class Policy(Protocol):
+    """What the import policy alone says."""
+
+    def is_closed(self, there: PrefixClass, nlri: Nlri) -> bool:
+        """Whether it is against ``nlri``, of this class, whatever is said of it."""
+
+    def accepts(self, attributes: PathAttributes, nlri: Nlri) -> bool:
+        """Whether it has nothing against ``nlri`` with these."""
+
 
 Accepted = dict[PrefixClass, dict[PathAttributes, bool]]
 """What the policy says of a path, by what it can tell apart."""
@@ -73,41 +88,91 @@ def beyond(
     offers: Offers,
     most: Mapping[Address, int],
     classes: PrefixClasses,
-    accepts: Callable[[Path], bool],
+    policy: Policy,
     known: Accepted | None = None,
 ) -> Beyond:
     """The paths that the policy accepts and the limits do not, in order of prefix as they are.
 
     Args:
         most: of whom how many are used.
-        accepts: what the policy says of one path; asked once for all that it cannot tell apart.
+        policy: asked once for all that it cannot tell apart.
         known: what it has said, for the next time: of 50,000 attributes it takes seconds to ask.
     """
-    accepted: dict[Address, list[Nlri]] = {peer: [] for peer in most}
     known = {} if known is None else known
-    for nlri, attributes in _said_by(most, offers):
-        alike_ones = known.setdefault(classes.of(nlri), {})
+    by_identity: dict[int, tuple[Address, list[Nlri]]] = {}
+    for nlri, attributes, alike_ones in _open_to(most, offers, classes, policy, known):
         is_accepted = alike_ones.get(attributes)
         if is_accepted is None:
-            is_accepted = alike_ones[attributes] = accepts(attributes.path(prefix_of(nlri)))
+            is_accepted = alike_ones[attributes] = policy.accepts(attributes, nlri)
         if is_accepted:
-            accepted[attributes.peer].append(nlri)
+            peer = attributes.peer
+            by_identity.setdefault(id(peer), (peer, []))[1].append(nlri)
+    accepted: dict[Address, list[Nlri]] = {}
+    for peer, nlris in by_identity.values():
+        accepted.setdefault(peer, []).extend(nlris)
     found: dict[Nlri, frozenset[Address]] = {}
     alike: dict[frozenset[Address], frozenset[Address]] = {}
     for peer, nlris in accepted.items():
         kept = set(nsmallest(most[peer], nlris, key=_order))
+        alone = frozenset((peer,))
         for nlri in nlris:
             if nlri not in kept:
-                peers = found.get(nlri, frozenset()) | {peer}
+                others = found.get(nlri)
+                peers = alone if others is None else others | alone
                 found[nlri] = alike.setdefault(peers, peers)
     return found
 
 
-def _said_by(peers: Iterable[Address], offers: Offers) -> Iterator[tuple[Nlri, PathAttributes]]:
+def asking(
+    offers: Offers,
+    most: Mapping[Address, int],
+    classes: PrefixClasses,
+    policy: Policy,
+    known: Accepted,
+) -> Iterator[None]:
+    """Has ``known`` say of all of ``offers`` what the policy accepts, ASKED_AT_ONCE at a time: of
+    50,000 attributes it takes seconds, and others want a turn in between."""
+    number = 0
+    # A copy: the table goes on changing in between.
+    for nlri, attributes, alike_ones in _open_to(most, dict(offers), classes, policy, known):
+        if attributes not in alike_ones:
+            alike_ones[attributes] = policy.accepts(attributes, nlri)
+            number += 1
+            if not number % ASKED_AT_ONCE:
+                yield
+
+
+def _open_to(
+    most: Mapping[Address, int],
+    offers: Offers,
+    classes: PrefixClasses,
+    policy: Policy,
+    known: Accepted,
+) -> Iterator[tuple[Nlri, PathAttributes, dict[PathAttributes, bool]]]:
+    """What the peers of ``most`` say of prefixes that the policy is not against whatever is said of
+    them, with what is known of others of their class."""
+    # By identity: hashing an address takes longer than all the rest.
+    held: dict[int, tuple[bool, Address]] = {}
+    size, first, last, owned = 0, b"", b"", False
+    present: PrefixClass = b""
+    is_closed, alike_ones = False, {}
     for nlri, said in offers.items():
+        if owned or not first <= nlri <= last or len(nlri) != size:
+            there = classes.of(nlri)
+            if there != present:
+                present, is_closed = there, policy.is_closed(there, nlri)
+                alike_ones = {} if is_closed else known.setdefault(there, {})
+            if not owned:
+                size, first, last, owned = classes.alike(nlri)
+        if is_closed:
+            continue
         for attributes in said:
-            if attributes.peer in peers:
-                yield nlri, attributes
+            peer = attributes.peer
+            is_held = held.get(id(peer))
+            if is_held is None:
+                is_held = held[id(peer)] = peer in most, peer
+            if is_held[0]:
+                yield nlri, attributes, alike_ones
 
 
 def _order(nlri: Nlri) -> tuple[int, bytes, int]:

@@ -30,9 +30,8 @@ def changed_in(before: PassReport, after: PassReport) -> Sequence[Nlri]:
     found = RouteTable.of(after.actual)
     changed = dict.fromkeys(grouped_differing(old.grouped, new.grouped))
     changed.update(dict.fromkeys(grouped_differing(found.grouped, new.grouped)))
-    was, now = before.desired.remote.refused, after.desired.remote.refused
-    get = was.get
-    changed.update((n, None) for n, outcome in now.items() if not outcome.refuses_like(get(n)))
+    otherwise = after.desired.remote.refuses_otherwise_than(before.desired.remote)
+    changed.update(dict.fromkeys(otherwise))
     return list(changed)
 
 
@@ -61,7 +60,8 @@ def part_of(report: PassReport, nlris: Sequence[Nlri], *, is_all_single: bool = 
     if not is_all_single:
         wanted, actual = RouteTable(grouped=wanted.grouped), RouteTable(grouped=actual.grouped)
     remote = Remote(decisions=desired.remote.decisions)
-    remote.put({nlri: desired.remote.outcomes.get(nlri) for nlri in nlris})
+    outcomes = desired.remote.outcomes
+    remote.put({nlri: outcomes.get(nlri) for nlri in nlris}, desired.remote.refused)
     routes = RouteTable(wanted.single, _some(wanted.grouped, nlris))
     local = {key: kind for key in wanted.single if (kind := desired.kinds.get(key)) is not None}
     held = report.held

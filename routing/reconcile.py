@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import islice
 from typing import Protocol
@@ -33,7 +33,7 @@ from routing.announcer import Announcer
 from routing.datastore.cache import SnapshotCache
 from routing.datastore.snapshot import Datastore, Snapshot, StoreError
 from routing.delta import Delta, Failure
-from routing.desired import Desired, Inputs, desired
+from routing.desired import Desired, Inputs, decisions_of, desired
 from routing.fib import Fib
 from routing.give_way import give_way
 from routing.host_routes import HostRoutes
@@ -156,6 +156,8 @@ class Reconciler:
         self._allowance = Allowance(clock)
         self._pass_done = asyncio.Condition()
         self._in_pass = False
+        self._next_hops: frozenset[Address] = frozenset()
+        """Those that were named when the last pass looked."""
         self.report = PassReport()
         self.edge_error: str | None = "not looked at yet"
         """Why the rules at the pod's edge do not hold at present, or None."""
@@ -375,11 +377,19 @@ class Reconciler:
             # speaker deleted every learned route so, for a quarter of a second.
             complete = self._complete_now()
             self._speaker.take_changes()
-            inputs = await self._inputs(pods, links)
+            offers = self._speaker.offers()
+            kin = {each.kin for said in set(offers.values()) for each in said}
+            # By identity first: hashing an address takes longer than all the rest.
+            named = {id(each.next_hop): each.next_hop for each in kin}
+            self._next_hops = frozenset(named.values())
+            inputs = await self._inputs(pods, links, offers, self._next_hops)
             # With 100,000 routes each takes a tenth of a second: ADDs have a turn in between, and
             # so has the loss of a router.
             await give_way()
-            wanted = desired(inputs, self.report.desired.remote.decisions)
+            decisions = decisions_of(inputs, self.report.desired.remote.decisions)
+            for _ in decisions.getting_ready(inputs.offers):
+                await give_way()
+            wanted = desired(inputs, decisions)
             await give_way()
             if losses == self._losses or attempts == LOSSES_MAX:
                 # Once complete is enough: a session that fails later takes its routes with it at
@@ -458,12 +468,19 @@ class Reconciler:
         """The last pass's report with the tables as they are wanted and found now; changes nothing.
 
         Pods come and go without a pass, and a person who asks must not be told of a pod that has
-        just gone that its route is missing.
+        just gone that its route is missing. What was learned is as the last pass, or UPDATE since,
+        left it: to decide on 50,000 prefixes again for each who asks would leave time for nothing
+        else.
         """
         actual = await self._fib.read()
         links = await self._fib.links()
         pods = await self._read_pods()
-        wanted = desired(await self._inputs(pods, links), self.report.desired.remote.decisions)
+        last = self.report.desired
+        inputs = await self._inputs(pods, links, {}, self._next_hops)
+        decisions = decisions_of(inputs, last.remote.decisions)
+        if decisions is not last.remote.decisions:
+            inputs = replace(inputs, offers=self._speaker.offers())
+        wanted = desired(inputs, decisions, last=last)
         contested = self._fib.contested()
         return replace(
             self.report,
@@ -516,12 +533,13 @@ class Reconciler:
         )
 
     async def _inputs(
-        self, pods: tuple[ObservedLink, ...], links: Mapping[str, LinkState]
+        self,
+        pods: tuple[ObservedLink, ...],
+        links: Mapping[str, LinkState],
+        offers: Offers,
+        next_hops: Set[Address],
     ) -> Inputs:
         plan = self._sessions.plan
-        offers = self._speaker.offers()
-        kin = {each.kin for said in set(offers.values()) for each in said}
-        next_hops = {each.next_hop for each in kin}
         in_use = self.report.desired.remote.next_hops()
         return Inputs(
             node=self._node,

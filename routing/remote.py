@@ -18,9 +18,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import overload
+from typing import Any, overload
 
-from bgp.adj_rib import Offers
+from bgp.adj_rib import Offers, plain_of
 from bgp.nlri import Nlri, nlri_of, prefix_of
 from bgp.paths import Kin, Path, PathAttributes
 from routing.classes import PrefixClass, PrefixClasses
@@ -31,13 +31,16 @@ from routing.import_policy import (
     within_limits,
 )
 from routing.learning import Learned, Learner, Rules
-from routing.limits import Accepted, Beyond, Standing, beyond, most_of, standing
+from routing.limits import Accepted, Beyond, Standing, asking, beyond, most_of, standing
 from routing.ownership import OwnershipConflict
 from routing.route_table import Hops, hops_of
 from routing.routes import Address, Prefix
 
 MEMO_MAX = 200_000
 """Kinds of prefixes; beyond, all are forgotten and asked for again as they come."""
+
+LEARNED_AT_ONCE = 1024
+"""Prefixes that are decided on before others have a turn, where it is found out in parts."""
 
 ASKED_AT_ONCE = 1000
 """Kinds of prefixes that are looked at in one go."""
@@ -61,35 +64,41 @@ class Outcome:
     Attributes:
         hops: where its route leads; None: there is none.
         best: of what is said, what is used.
-        rejected: what is not: (attributes, the reason's token, the sentence).
+        rejected: what is not: (whose, the reason's token, the sentence).
         conflicts: about its owner.
-        said: all that is said of it.
+        said: all that is said of it; empty where nothing is used: a peer may say something else of
+            each of 50,000 prefixes, and all that are refused alike share one outcome.
         sample: the prefix that sentences and conflicts name; others of its kind share the rest.
     """
 
     hops: Hops | None
     best: Said
-    rejected: tuple[tuple[PathAttributes, str, str], ...]
+    rejected: tuple[tuple[Address, str, str], ...]
     conflicts: tuple[OwnershipConflict, ...]
     said: Said
     sample: Nlri
 
-    def in_words(self, nlri: Nlri) -> tuple[RejectedPath, ...]:
+    def in_words(self, nlri: Nlri, said: Said) -> tuple[RejectedPath, ...]:
         """What is rejected of ``nlri``, in the sentences of the sample."""
         prefix = prefix_of(nlri)
+        by_peer = {each.peer: each for each in said}
         return tuple(
-            RejectedPath(attributes.path(prefix), reason, detail)
-            for attributes, reason, detail in self.rejected
+            RejectedPath(by_peer[peer].path(prefix), reason, detail)
+            for peer, reason, detail in self.rejected
         )
 
-    def judged(self) -> Said:
+    def judged(self, said: Said) -> Said:
         """What of ``said`` was judged by the rules; the rest is beyond a limit."""
-        beyond_it = {attributes for attributes, reason, _ in self.rejected if reason == MAX_PREFIX}
-        return tuple(each for each in self.said if each not in beyond_it)
+        beyond_it = {peer for peer, reason, _ in self.rejected if reason == MAX_PREFIX}
+        return tuple(each for each in said if each.peer not in beyond_it) if beyond_it else said
 
-    def beyond_limits(self, nlri: Nlri) -> tuple[RejectedPath, ...]:
+    def beyond_limits(self, nlri: Nlri, said: Said) -> tuple[RejectedPath, ...]:
         """What of ``nlri`` is beyond a limit; the sentence does not name the prefix."""
-        return tuple(each for each in self.in_words(nlri) if each.reason == MAX_PREFIX)
+        return tuple(each for each in self.in_words(nlri, said) if each.reason == MAX_PREFIX)
+
+    def has_sentences_of(self, nlri: Nlri) -> bool:
+        """Whether its sentences are about ``nlri``; others of its kind are asked about again."""
+        return nlri == self.sample and bool(self.said)
 
     def refuses_like(self, other: Outcome | None) -> bool:
         """Whether both refuse the same for the same reasons."""
@@ -105,15 +114,19 @@ class Remote:
 
     Attributes:
         outcomes: of each prefix of which anything is said.
-        refused: those of which something is rejected.
+        refused: those of which something is rejected, with all that is said of them.
     """
 
     outcomes: dict[Nlri, Outcome] = field(default_factory=dict)
-    refused: dict[Nlri, Outcome] = field(default_factory=dict)
+    refused: dict[Nlri, Said] = field(default_factory=dict)
     decisions: Decisions | None = None
 
-    def put(self, news: Mapping[Nlri, Outcome | None]) -> None:
-        """Takes over what has become of some prefixes; None: nothing is said of it any more."""
+    def put(self, news: Mapping[Nlri, Outcome | None], said: Offers) -> None:
+        """Takes over what has become of some prefixes; None: nothing is said of it any more.
+
+        Args:
+            said: what is said of those of which something is rejected.
+        """
         outcomes, refused = self.outcomes, self.refused
         refusing = {each for each in set(news.values()) if each is not None and each.rejected}
         for nlri, outcome in news.items():
@@ -124,8 +137,28 @@ class Remote:
         if refused or refusing:
             for nlri, outcome in news.items():
                 refused.pop(nlri, None)
-                if outcome in refusing and outcome is not None:
-                    refused[nlri] = outcome
+                if outcome in refusing:
+                    refused[nlri] = said[nlri]
+
+    def said_of(self, nlri: Nlri) -> Said:
+        """All that is said of a prefix."""
+        outcome = self.outcomes.get(nlri)
+        return () if outcome is None else outcome.said or self.refused.get(nlri, ())
+
+    def refuses_otherwise_than(self, before: Remote) -> list[Nlri]:
+        """The prefixes of which something is rejected, and was not or for another reason."""
+        now, then = self.outcomes, before.outcomes.get
+        alike: dict[tuple[Outcome, Outcome | None], bool] = {}
+        found = []
+        for nlri in self.refused:
+            # What was not refused has nothing in its ``rejected``.
+            pair = now[nlri], then(nlri)
+            is_alike = alike.get(pair)
+            if is_alike is None:
+                is_alike = alike[pair] = pair[0].refuses_like(pair[1])
+            if not is_alike:
+                found.append(nlri)
+        return found
 
     def has_routes(self) -> bool:
         """Whether anything that was learned is used."""
@@ -180,7 +213,7 @@ class Remote:
 class Decided:
     """An answer of ``Decisions``: outcomes by prefix, and what is true of all together."""
 
-    outcomes: dict[Nlri, Outcome]
+    outcomes: dict[Nlri, Outcome] = field(default_factory=dict)
     to_close: Mapping[Address, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
@@ -198,7 +231,15 @@ class Decisions:
         self._guises: dict[Guise, Like] = {}
         """Of kinds of which all is used or passed over, nothing refused: where they lead, and which
         of what is said is used; None: all of it, in its order."""
-        self._near: dict[Kin, bool] = {}
+        self._near: dict[tuple[int, int], tuple[bool, Address, Address]] = {}
+        """By the identity of peer and next hop, which are kept for it: there are a few of these,
+        and of attributes 50,000; hashing addresses takes longer than the answer."""
+        self._closed: dict[PrefixClass, bool] = {}
+        """Whether the policy is against prefixes of a class, whoever says what of them."""
+        self._refused: dict[tuple[PrefixClass, int], tuple[Outcome, Address]] = {}
+        """What becomes of those, by who alone says something of them (by identity, too)."""
+        self._refusals: dict[Guise, Outcome] = {}
+        """The outcomes of what is refused alike, each of which there is one."""
         self._far_hops: frozenset[Address] = frozenset()
         """The next hops on no link of ours, as of the last ``all``."""
         self._far_numbers: dict[int, list[int]] = {32: [], 128: []}
@@ -220,14 +261,47 @@ class Decisions:
         return self._learner
 
     def is_near(self, kin: Kin) -> bool:
-        """Whether no route but a link's has a say in where their next hop is."""
-        known = self._near.get(kin)
+        """Whether no route but a link's has a say in where the next hop is."""
+        peer, next_hop = kin.peer, kin.next_hop
+        known = self._near.get((id(peer), id(next_hop)))
         if known is None:
-            known = self.learner.is_near(kin.peer, kin.next_hop)
             if len(self._near) >= MEMO_MAX:
                 self._near.clear()
-            self._near[kin] = known
+            known = self.learner.is_near(peer, next_hop), peer, next_hop
+            self._near[id(peer), id(next_hop)] = known
+        return known[0]
+
+    def is_closed(self, there: PrefixClass, nlri: Nlri) -> bool:
+        """Whether the policy is against ``nlri``, of this class, whatever is said of it."""
+        known = self._closed.get(there)
+        if known is None:
+            if len(self._closed) >= MEMO_MAX:
+                self._closed.clear()
+            known = self._closed[there] = self.learner.refuses_prefix(prefix_of(nlri))
         return known
+
+    def accepts(self, attributes: PathAttributes, nlri: Nlri) -> bool:
+        """Whether the import policy alone has nothing against ``nlri`` with these."""
+        return self.learner.accepts(attributes.path(prefix_of(nlri)))
+
+    def getting_ready(self, offers: Offers) -> Iterator[None]:
+        """Finds out what takes ``all`` long, a part at a time; others may have a turn in between,
+        and what they change is not missed, for nothing of this says what becomes of a prefix."""
+        received = _received(offers)
+        most = most_of(received, self.rules.sessions)
+        if most:
+            self._forget_accepted()
+            yield from asking(offers, most, self._classes, self, self._accepted)
+        elif not self._remembered and len(offers) > LEARNED_AT_ONCE:
+            # Other rules: every kind is asked about anew.
+            rest = iter(list(offers.items()))
+            while some := dict(islice(rest, LEARNED_AT_ONCE)):
+                self._of_kinds(some)
+                yield
+
+    def _forget_accepted(self) -> None:
+        if sum(map(len, self._accepted.values())) > MEMO_MAX:
+            self._accepted.clear()
 
     def all(self, offers: Offers) -> Decided:
         """What becomes of every prefix, ``offers`` being all that is said."""
@@ -237,10 +311,9 @@ class Decisions:
         taken: Beyond = {}
         everything = offers
         if most:
-            if sum(map(len, self._accepted.values())) > MEMO_MAX:
-                self._accepted.clear()
-            taken = beyond(offers, most, self._classes, self.learner.accepts, self._accepted)
-            offers = {**offers, **_without(offers, taken)}
+            self._forget_accepted()
+            taken = beyond(offers, most, self._classes, self, self._accepted)
+            offers = _without(dict(offers), taken)
         self._far_hops = self._known_far(offers)
         self._far_numbers = {
             bits: sorted(int(hop) for hop in self._far_hops if hop.max_prefixlen == bits)
@@ -256,14 +329,14 @@ class Decisions:
         if far:
             outcomes.update(self._of_far(far, offers))
         if taken:
-            outcomes.update(self._limited(taken, everything, outcomes, received))
+            self._limit(taken, everything, outcomes, received)
         return Decided(outcomes, limits.to_close, limits.problems)
 
     def some(
         self,
         offers: Offers,
         received: Mapping[Address, int] | None,
-        before: Mapping[Nlri, Outcome] | None = None,
+        before: Remote | None = None,
     ) -> dict[Nlri, Outcome | None] | None:
         """What becomes of a few, as ``all`` was asked before; None when it takes ``all`` to tell.
 
@@ -296,7 +369,7 @@ class Decisions:
         return found
 
     def _some_beside_limits(
-        self, offers: Offers, received: Mapping[Address, int], before: Mapping[Nlri, Outcome]
+        self, offers: Offers, received: Mapping[Address, int], before: Remote
     ) -> dict[Nlri, Outcome | None] | None:
         """The same while a limit holds somebody. Which of his paths are used is a matter of his
         prefixes and of what the policy has against them; while these are the same, so is that."""
@@ -304,90 +377,91 @@ class Decisions:
             return None
         taken: dict[Nlri, frozenset[Address]] = {}
         for nlri, said in offers.items():
-            was = before.get(nlri)
+            was = before.outcomes.get(nlri)
             now = {each.peer: each for each in said if each.peer in self._most}
-            then = {} if was is None else {e.peer: e for e in was.said if e.peer in self._most}
+            then = {e.peer: e for e in before.said_of(nlri) if e.peer in self._most}
             if now.keys() != then.keys():
                 return None
-            prefix = prefix_of(nlri)
             for peer, attributes in now.items():
                 old = then[peer]
-                if attributes is not old and self.learner.accepts(
-                    attributes.path(prefix)
-                ) != self.learner.accepts(old.path(prefix)):
+                if attributes is not old and (
+                    self.accepts(attributes, nlri) != self.accepts(old, nlri)
+                ):
                     return None
             refused = () if was is None else was.rejected
-            gone = frozenset(each.peer for each, why, _ in refused if why == MAX_PREFIX)
+            gone = frozenset(peer for peer, why, _ in refused if why == MAX_PREFIX)
             if gone:
                 taken[nlri] = gone
-        left = {**offers, **_without(offers, taken)}
+        left = _without(dict(offers), taken)
         found: dict[Nlri, Outcome | None] = dict.fromkeys(offers)
         rest = self._of_kinds({nlri: left[nlri] for nlri, said in offers.items() if said})
+        self._limit(taken, offers, rest, received)
         found.update(rest)
-        found.update(self._limited(taken, offers, rest, received))
         return found
 
-    def sentences(self, nlri: Nlri, outcome: Outcome) -> tuple[RejectedPath, ...]:
+    def sentences(self, nlri: Nlri, outcome: Outcome, said: Said) -> tuple[RejectedPath, ...]:
         """What is rejected of one prefix, in words."""
         prefix = prefix_of(nlri)
-        if nlri != outcome.sample:
+        if not outcome.has_sentences_of(nlri):
             # Those of its kind are rejected for the same reasons, and are told so by name.
-            paths = [each.path(prefix) for each in outcome.judged()]
-            again = (*self.learner.learn(paths, {}).rejected, *outcome.beyond_limits(nlri))
+            paths = [each.path(prefix) for each in outcome.judged(said)]
+            again = (*self.learner.learn(paths, {}).rejected, *outcome.beyond_limits(nlri, said))
             if len(again) == len(outcome.rejected):
                 return again
-        return outcome.in_words(nlri)
+        return outcome.in_words(nlri, said)
 
-    def all_sentences(self, refused: Mapping[Nlri, Outcome]) -> Iterator[RejectedPath]:
+    def all_sentences(self, remote: Remote) -> Iterator[RejectedPath]:
         """The same of many prefixes: the rules are asked about all of them at once."""
-        shared = {n: o for n, o in refused.items() if n != o.sample}
+        outcomes = {nlri: remote.outcomes[nlri] for nlri in remote.refused}
+        shared = {
+            nlri: outcome.judged(remote.refused[nlri])
+            for nlri, outcome in outcomes.items()
+            if not outcome.has_sentences_of(nlri)
+        }
         again: dict[Prefix, list[RejectedPath]] = {}
-        paths = paths_of({nlri: outcome.judged() for nlri, outcome in shared.items()})
-        for each in self.learner.learn(paths, {}).rejected if shared else ():
+        for each in self.learner.learn(paths_of(shared), {}).rejected if shared else ():
             again.setdefault(each.path.prefix, []).append(each)
-        for nlri, outcome in refused.items():
+        for nlri, outcome in outcomes.items():
+            said = remote.refused[nlri]
             told = again.get(prefix_of(nlri), []) if nlri in shared else []
-            told += outcome.beyond_limits(nlri) if nlri in shared else ()
+            told += outcome.beyond_limits(nlri, said) if nlri in shared else ()
             if len(told) == len(outcome.rejected):
                 yield from told
             else:
-                yield from outcome.in_words(nlri)
+                yield from outcome.in_words(nlri, said)
 
     # -- inside --------------------------------------------------------------------------------
 
-    def _limited(
+    def _limit(
         self,
         taken: Beyond,
         offers: Offers,
-        remaining: Mapping[Nlri, Outcome],
+        outcomes: dict[Nlri, Outcome],
         received: Mapping[Address, int],
-    ) -> dict[Nlri, Outcome]:
-        """The outcomes of prefixes that limits have taken something from, by what remains."""
+    ) -> None:
+        """Says in ``outcomes``, which are of what remains, what limits have taken."""
         sessions = self.rules.sessions
         details = {
             peer: limit_detail(peer, received[peer], sessions[peer].max_prefixes)
             for peer in frozenset().union(*set(taken.values()))
         }
-        known: dict[tuple[Outcome, Said], Outcome] = {}
-        found: dict[Nlri, Outcome] = {}
+        known: dict[tuple[Outcome, object], Outcome] = {}
         for nlri, peers in taken.items():
-            rest, said = remaining[nlri], offers[nlri]
-            outcome = known.get((rest, said))
+            rest, said = outcomes[nlri], offers[nlri]
+            # Of 50,000 attributes none is named where nothing is used.
+            is_alike = not rest.best and not rest.conflicts
+            key = rest, peers if is_alike else said
+            outcome = known.get(key)
             if outcome is None:
-                beyond_it = tuple(
-                    (each, MAX_PREFIX, details[each.peer]) for each in said if each.peer in peers
+                outcome = known[key] = replace(
+                    rest,
+                    rejected=(
+                        *rest.rejected,
+                        *((peer, MAX_PREFIX, details[peer]) for peer in peers),
+                    ),
+                    said=() if is_alike else said,
                 )
-                # Not replace(): of 50,000 attributes there are as many of these.
-                outcome = known[rest, said] = Outcome(
-                    rest.hops,
-                    rest.best,
-                    rest.rejected + beyond_it,
-                    rest.conflicts,
-                    said,
-                    rest.sample,
-                )
-            found[nlri] = outcome
-        return found
+            outcomes[nlri] = outcome
 
     def _known_far(self, offers: Offers) -> frozenset[Address]:
         kin = _kin(set(offers.values()))
@@ -410,13 +484,26 @@ class Decisions:
         size, first, last, owned = 0, b"", b"", False
         present: PrefixClass = b""
         known: dict[Said, Outcome] = {}
+        is_closed = False
+        refused = self._refused
         for nlri, said in offers.items():
             if owned or not first <= nlri <= last or len(nlri) != size:
                 there = classes.of(nlri)
                 if there != present:
                     present, known = there, memo.get(there, _NOTHING)
+                    is_closed = self.is_closed(there, nlri)
                 if not owned:
                     size, first, last, owned = classes.alike(nlri)
+            if is_closed and len(said) == 1:
+                # Whatever its attributes are; nor are they remembered.
+                peer = said[0].peer
+                like = refused.get((present, id(peer)))
+                if like is None:
+                    if len(refused) >= MEMO_MAX:
+                        refused.clear()
+                    like = refused[present, id(peer)] = self._asked_alone(nlri, said), peer
+                outcomes[nlri] = like[0]
+                continue
             outcome = known.get(said)
             if outcome is None:
                 unknown.setdefault((present, said), []).append(nlri)
@@ -483,7 +570,23 @@ class Decisions:
         samples = {nlris[0]: said for (_, said), nlris in map(kinds.__getitem__, places)}
         answers = outcomes_of(samples, self.learner.learn(paths_of(samples)))
         for place in places:
-            found[place] = answers[kinds[place][1][0]]
+            found[place] = self._alike(answers[kinds[place][1][0]])
+
+    def _asked_alone(self, nlri: Nlri, said: Said) -> Outcome:
+        sample = {nlri: said}
+        return self._alike(outcomes_of(sample, self.learner.learn(paths_of(sample)))[nlri])
+
+    def _alike(self, outcome: Outcome) -> Outcome:
+        """The one for all that are refused for the same reasons, where nothing is used."""
+        if outcome.best or outcome.conflicts or (outcome.said and not outcome.rejected):
+            return outcome
+        why = tuple((*plain_of(peer), reason) for peer, reason, _ in outcome.rejected)
+        known = self._refusals.get(why)
+        if known is None:
+            if len(self._refusals) >= GUISES_MAX:
+                self._refusals.clear()
+            known = self._refusals[why] = replace(outcome, said=())
+        return known
 
     def _guise(self, there: PrefixClass, said: Said) -> Guise:
         """What the rules see of a kind: AS numbers that none of them names are counted."""
@@ -539,28 +642,31 @@ def _kin(kinds: Iterable[Said]) -> set[Kin]:
 
 def _received(offers: Offers) -> dict[Address, int]:
     """How many prefixes each peer sends."""
-    by_kin: dict[Kin, int] = {}
+    found: dict[int, list[Any]] = {}
     for said, number in Counter(offers.values()).items():
         for each in said:
-            kin = each.kin
-            by_kin[kin] = by_kin.get(kin, 0) + number
+            # By identity: hashing an address takes longer than all the rest.
+            known = found.setdefault(id(each.peer), [each.peer, 0])
+            known[1] += number
     received: dict[Address, int] = {}
-    for kin, number in by_kin.items():
-        received[kin.peer] = received.get(kin.peer, 0) + number
+    for peer, number in found.values():
+        received[peer] = received.get(peer, 0) + number
     return received
 
 
-def _without(offers: Offers, taken: Beyond) -> dict[Nlri, Said]:
-    """What remains of the prefixes from which something is taken."""
+def _without(offers: dict[Nlri, Said], taken: Beyond) -> dict[Nlri, Said]:
+    """Leaves of the prefixes from which something is taken what remains; ``offers`` again."""
     alike: dict[tuple[Said, frozenset[Address]], Said] = {}
-    found: dict[Nlri, Said] = {}
     for nlri, peers in taken.items():
         said = offers[nlri]
+        if len(said) == 1:
+            offers[nlri] = ()
+            continue
         left = alike.get((said, peers))
         if left is None:
             left = alike[said, peers] = tuple(each for each in said if each.peer not in peers)
-        found[nlri] = left
-    return found
+        offers[nlri] = left
+    return offers
 
 
 def paths_of(offers: Offers) -> Iterator[Path]:
@@ -587,7 +693,7 @@ def outcomes_of(offers: Offers, learned: Learned) -> dict[Nlri, Outcome]:
         outcomes[nlri] = Outcome(
             hops_of(learned.next_hops(prefix)) if best else None,
             best,
-            tuple((by_peer[r.path.peer], r.reason, r.detail) for r in rejected.get(prefix, ())),
+            tuple((r.path.peer, r.reason, r.detail) for r in rejected.get(prefix, ())),
             tuple(conflicts.get(prefix, ())),
             said,
             nlri,
@@ -595,10 +701,10 @@ def outcomes_of(offers: Offers, learned: Learned) -> dict[Nlri, Outcome]:
     return outcomes
 
 
-def refused_of(outcomes: Mapping[Nlri, Outcome]) -> dict[Nlri, Outcome]:
-    """Those of which something is rejected."""
+def refused_of(outcomes: Mapping[Nlri, Outcome], offers: Offers) -> dict[Nlri, Said]:
+    """Those of which something is rejected, with what is said of them."""
     refusing = {outcome for outcome in set(outcomes.values()) if outcome.rejected}
-    return {n: o for n, o in outcomes.items() if o in refusing} if refusing else {}
+    return {n: offers[n] for n, o in outcomes.items() if o in refusing} if refusing else {}
 
 
 def conflicts_of(outcomes: Mapping[Nlri, Outcome]) -> tuple[OwnershipConflict, ...]:
@@ -659,18 +765,23 @@ class RejectedPaths(Sequence[RejectedPath]):
 
     def counts(self) -> Counter[tuple[Address, str]]:
         """How many, by (peer, reason)."""
-        return Counter(
-            (attributes.peer, reason)
-            for outcome in self._remote.refused.values()
-            for attributes, reason, _ in outcome.rejected
-        )
+        outcomes = self._remote.outcomes
+        found: Counter[tuple[Address, str]] = Counter()
+        for outcome, number in Counter(outcomes[nlri] for nlri in self._remote.refused).items():
+            for peer, reason, _ in outcome.rejected:
+                found[peer, reason] += number
+        return found
 
     def examples(self) -> dict[tuple[Address, str], RejectedPath]:
         """One of each (peer, reason)."""
+        outcomes = self._remote.outcomes
+        samples: dict[Outcome, Nlri] = {}
+        for nlri in self._remote.refused:
+            samples.setdefault(outcomes[nlri], nlri)
         first: dict[tuple[Address, str], Nlri] = {}
-        for nlri, outcome in self._remote.refused.items():
-            for attributes, reason, _ in outcome.rejected:
-                first.setdefault((attributes.peer, reason), nlri)
+        for outcome, nlri in samples.items():
+            for peer, reason, _ in outcome.rejected:
+                first.setdefault((peer, reason), nlri)
         return {
             key: each
             for key, nlri in first.items()
@@ -680,22 +791,21 @@ class RejectedPaths(Sequence[RejectedPath]):
 
     def news(self, before: RejectedPaths) -> list[Nlri]:
         """The prefixes of which ``before`` did not say the same."""
-        was = before._remote.refused.get
-        return [
-            nlri
-            for nlri, outcome in self._remote.refused.items()
-            if not outcome.refuses_like(was(nlri))
-        ]
+        return self._remote.refuses_otherwise_than(before._remote)
 
     def only(self, is_asked: Callable[[Nlri], bool]) -> RejectedPaths:
         """Those of some prefixes."""
-        refused = {n: each for n, each in self._remote.refused.items() if is_asked(n)}
-        return RejectedPaths(Remote(refused=refused, decisions=self._remote.decisions))
+        remote = Remote(decisions=self._remote.decisions)
+        asked = [nlri for nlri in self._remote.refused if is_asked(nlri)]
+        remote.put({nlri: self._remote.outcomes[nlri] for nlri in asked}, self._remote.refused)
+        return RejectedPaths(remote)
 
     def of(self, nlri: Nlri) -> tuple[RejectedPath, ...]:
         """What is not used of one prefix."""
-        outcome, decisions = self._remote.refused.get(nlri), self._remote.decisions
-        return () if outcome is None or decisions is None else decisions.sentences(nlri, outcome)
+        said, decisions = self._remote.refused.get(nlri), self._remote.decisions
+        if said is None or decisions is None:
+            return ()
+        return decisions.sentences(nlri, self._remote.outcomes[nlri], said)
 
     @overload
     def __getitem__(self, index: int) -> RejectedPath: ...
@@ -706,13 +816,13 @@ class RejectedPaths(Sequence[RejectedPath]):
 
     def _all(self) -> tuple[RejectedPath, ...]:
         decisions = self._remote.decisions
-        return () if decisions is None else tuple(decisions.all_sentences(self._remote.refused))
+        return () if decisions is None else tuple(decisions.all_sentences(self._remote))
 
     def __iter__(self) -> Iterator[RejectedPath]:
         return iter(self._all())
 
     def __len__(self) -> int:
-        return sum(len(outcome.rejected) for outcome in self._remote.refused.values())
+        return self.counts().total()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence):

@@ -28,11 +28,12 @@ from routing.routes import Address
 
 @dataclass(frozen=True, slots=True)
 class Relearned:
-    """What becomes of some prefixes: all about each, None where nothing is said of it any more; and
-    where their routes lead, None where there is to be none. Prefixes of this node's own are only in
-    the first."""
+    """What becomes of some prefixes: all about each, None where nothing is said of it any more;
+    what is said of them; and where their routes lead, None where there is to be none. Prefixes of
+    this node's own are not in the last."""
 
     outcomes: Mapping[Nlri, Outcome | None]
+    said: Offers
     hops: Mapping[Nlri, Hops | None]
 
 
@@ -53,7 +54,7 @@ def relearn(last: Desired, changed: Offers, received: Mapping[Address, int]) -> 
         nlri_of(conflict.prefix) for conflict in last.conflicts
     ):
         return None
-    outcomes = last.remote.decisions.some(changed, received, last.remote.outcomes)
+    outcomes = last.remote.decisions.some(changed, received, last.remote)
     if outcomes is None:
         return None
     if any(each is not None and each.conflicts for each in set(outcomes.values())):
@@ -68,13 +69,13 @@ def relearn(last: Desired, changed: Offers, received: Mapping[Address, int]) -> 
         for nlri, outcome in outcomes.items()
         if nlri not in local
     }
-    return Relearned(outcomes, hops)
+    return Relearned(outcomes, changed, hops)
 
 
 def merge(last: Desired, news: Relearned) -> None:
     """Puts ``news`` into the tables of ``last``, in place: copying tables of 100,000 entries for
     one prefix is what this module is to avoid."""
-    last.remote.put(news.outcomes)
+    last.remote.put(news.outcomes, news.said)
     grouped = RouteTable.of(last.routes).grouped
     for nlri, hops in news.hops.items():
         if hops is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
@@ -28,7 +29,15 @@ from routing.desired import Desired, desired
 from routing.learning import Learner
 from routing.links import LinkState
 from routing.next_hops import KernelRoute
-from routing.remote import Outcome, RejectedPaths, Remote, _received, outcomes_of, paths_of
+from routing.remote import (
+    Decisions,
+    Outcome,
+    RejectedPaths,
+    _received,
+    counts_of,
+    outcomes_of,
+    paths_of,
+)
 from routing.routes import NextHop
 from tests.unit.test_desired import TOR, TOR2, inputs, path, snapshot
 
@@ -163,7 +172,7 @@ kernel = st.sampled_from(
 
 def told(outcome: Outcome) -> object:
     best = frozenset(outcome.best)
-    return outcome.hops, best, sorted((str(a.peer), reason) for a, reason, _ in outcome.rejected)
+    return outcome.hops, best, sorted((str(peer), reason) for peer, reason, _ in outcome.rejected)
 
 
 def one_by_one(wanted: Desired, offers: Offers) -> dict[bytes, Outcome]:
@@ -197,12 +206,11 @@ def test_kinds_of_prefixes_are_decided_as_each_of_them_is(
     assert {n: told(each) for n, each in outcomes.items()} == {
         n: told(each) for n, each in truth.items()
     }
-    reference = Remote(truth, {n: o for n, o in truth.items() if o.rejected}, None)
     sentences = {(r.path.prefix, r.path.peer): r.detail for r in RejectedPaths(wanted.remote)}
     assert sentences == {
-        (prefix_of(n), a.peer): detail
-        for n, outcome in reference.refused.items()
-        for a, _, detail in outcome.rejected
+        (prefix_of(n), peer): detail
+        for n, outcome in truth.items()
+        for peer, _, detail in outcome.rejected
     }
     conflicts = {str(c) for outcome in truth.values() for c in outcome.conflicts}
     assert {str(conflict) for conflict in wanted.conflicts} == conflicts
@@ -319,3 +327,59 @@ def test_other_rules_are_other_decisions():
     off = {**pod, "s32pod": LinkState("s32pod", 9, False, 1500)}
     again = replace(base, links=off, kernel_routes=over)
     assert desired(again, led).remote.decisions is not led
+
+
+def flood(number: int, most: int | None) -> tuple[Desired, Offers]:
+    """So many prefixes of one peer, each with attributes of its own: every third is too long for
+    its pool, every fifth has our ASN in its path."""
+    peers = (replace(PEERS[0], max_prefixes=most, filters=()), *PEERS[1:])
+    all_paths = [
+        replace(
+            path(
+                f"10.244.{n // 4}.{n % 4 * 64}/{32 if n % 3 == 0 else 26}",
+                as_path=(64512, 64601 if n % 5 == 0 else 70_000 + n),
+            ),
+            med=n,
+        )
+        for n in range(40, 40 + number)
+    ]
+    given_now = inputs(snapshot=replace(SNAPSHOT, peers=peers))
+    offers = offers_of(all_paths)
+    return desired(replace(given_now, offers=offers)), offers
+
+
+def test_what_is_refused_alike_is_one_object_whatever_its_attributes():
+    """A hostile peer must not make the agent keep words about each of its prefixes; each is told
+    its own all the same, and all come when the limit goes."""
+    wanted, offers = flood(300, 20)
+    all_paths = set(paths_of(offers))
+    assert len(wanted.best) == 20
+    outcomes = [each for each in wanted.remote.outcomes.values() if not each.best]
+    assert len(outcomes) == 280
+    assert len(set(outcomes)) <= 6, "by reason, not by prefix"
+    reasons = Counter(each.reason for each in wanted.rejected)
+    assert set(reasons) == {"too-long", "as-loop", "max-prefix"}
+    assert reasons == {reason: n for (_, reason), n in counts_of(wanted.rejected).items()}
+    for each in wanted.rejected:
+        assert each.path in all_paths
+        assert each.reason != "too-long" or str(each.path.prefix) in each.detail
+    lifted, _ = flood(300, None)
+    assert len(lifted.best) == 20 + reasons["max-prefix"]
+
+
+def test_what_takes_long_can_be_found_out_in_parts(monkeypatch):
+    """And comes to the same: what the policy accepts beside a limit, and every kind without."""
+    for most in (20, None):
+        wanted, offers = flood(60, most)
+        assert wanted.remote.decisions is not None
+        decisions = Decisions(wanted.remote.decisions.rules)
+        with monkeypatch.context() as few:
+            few.setattr("routing.limits.ASKED_AT_ONCE", 10)
+            few.setattr("routing.remote.LEARNED_AT_ONCE", 10)
+            assert len(list(decisions.getting_ready(offers))) >= 3
+        with monkeypatch.context() as nobody:
+            nobody.delattr(Learner, "accepts")
+            decided = decisions.all(offers)
+        assert {n: told(each) for n, each in decided.outcomes.items()} == {
+            n: told(each) for n, each in wanted.remote.outcomes.items()
+        }

@@ -21,6 +21,7 @@ from routing.datastore.snapshot import (
 from routing.drain import DRAIN_WAIT_S, DrainPhase
 from routing.handover import SETTLE_S
 from routing.links import LinkState
+from routing.remote import Decisions
 from routing.routes import NextHop
 from tests.unit.test_reconcile import BLOCK, DEFAULT, REMOTE, TOR, Node, path
 
@@ -237,3 +238,17 @@ async def test_the_mesh_needs_no_peer_resources(node: Node):
     (peer,) = node.world.configured.values()
     assert (peer.name, peer.remote_asn, peer.is_passive) == ("mesh/n2", 64602, False)
     assert [each.name for each in node.loop.peer_names] == ["mesh/n2"]
+
+
+async def test_who_only_looks_has_nothing_decided_again(node, monkeypatch):
+    """With 50,000 prefixes it takes the better part of a second, for each who asks; where the
+    rules have changed since the last pass, it is decided on."""
+    await node.started()
+    await node.loop.run_pass()
+    with monkeypatch.context() as nobody:
+        nobody.delattr(Decisions, "all")
+        seen = await node.loop.look()
+    assert REMOTE in seen.desired.best
+    assert seen.desired.routes == node.loop.report.desired.routes
+    node.fib.state.clear()
+    assert REMOTE not in (await node.loop.look()).desired.best
