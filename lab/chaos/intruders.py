@@ -239,5 +239,5 @@ ROWS = [
     Row("K2b", "the same, with the Kubernetes API as store", "an Event names its protocol and says "
         "that ours is in front", Stage.KUBERNETES, told),
     Row("K2d", "another program's route to the same prefix at a lower metric", "ours stays, "
-        "unused; explain and doctor say whose is used", Stage.ONE_TOR, overruled, is_quick=True),
+        "unused; explain and doctor say whose is used", Stage.ONE_TOR, overruled),
 ]  # fmt: skip
