@@ -33,7 +33,6 @@ from lab.plan import TOR_ASN, LabFailure
 
 SPEAKER = Path(__file__).with_name("raw_speaker.py")
 UP_DEADLINE_S = 90.0
-LIMIT = 100
 OURS = 64601
 """node1's ASN in every lab."""
 
@@ -315,55 +314,6 @@ def _was_reset(world: World, raw: Raw, marker: str, hop: str) -> bool:
     return down
 
 
-def too_many(world: World, verdict: Verdict) -> None:
-    """50,000 prefixes of the pool, 900 of them blocks, from a peer whose limit is 100."""
-    _, far = ends(world, "tor2", "node1")
-    hop = str(far)
-    with raw_speaker(world, "tor2") as raw:
-        raw.wait_up()
-        with world.peer_edited("node1", "tor2", {"maxPrefixes": LIMIT}):
-            _exceed(world, verdict, raw, hop)
-        # What is beyond the limit is kept, in a few bytes each: the peer need not say it again.
-        freed_s = world.wait(
-            lambda: len(prefixes_via(world, hop)) > 800, "the blocks, once there is no limit"
-        )
-        verdict.note(f"all installed {freed_s:.1f} s after the limit was lifted")
-    world.settled()
-
-
-def _exceed(world: World, verdict: Verdict, raw: Raw, hop: str) -> None:
-    attributes = ORIGIN + PATH + next_hop(hop)
-    base, beyond = int(ip_address("10.244.16.0")), "10.244.240.192/26"
-    before_kib = _memory_kib(world)
-    for first in range(0, 50_000, 500):
-        # Single addresses: well formed, and none of them welcome.
-        some = (b"\x20" + struct.pack("!I", base + first + n) for n in range(500))
-        raw.send(update(attributes, b"".join(some)))
-    blocks = (b"\x1a" + struct.pack("!I", base + 64 * n) for n in range(900))
-    for block in blocks:
-        raw.send(update(attributes, block))
-    told_s = world.wait(
-        lambda: "max-prefix" in json.dumps(world.ask("node1", "routes", beyond)),
-        f"{beyond} to be refused by the limit",
-    )
-    # Asked, it answers from what it knows by then; the kernel follows in the next pass.
-    world.wait(lambda: len(prefixes_via(world, hop)) >= LIMIT, "what is within the limit")
-    installed = len(prefixes_via(world, hop))
-    grown_mib = (_memory_kib(world) - before_kib) / 1024
-    alive = world.is_up_at("tor1", "node1")
-    verdict.note(
-        f"told after {told_s:.1f} s, {installed} installed, agent grew by {grown_mib:.0f} MiB"
-    )
-    verdict.must(installed <= LIMIT, f"{installed} routes installed")
-    verdict.must(alive, "the session with the other router was lost")
-    verdict.must(grown_mib < 50, f"the agent grew by {grown_mib:.0f} MiB")
-
-
-def _memory_kib(world: World) -> int:
-    text = Path(f"/proc/{world.process('agent-node1').pid}/status").read_text()
-    return int(text.split("VmRSS:")[1].split()[0])
-
-
 def frozen_agent(world: World, verdict: Verdict) -> None:
     """The agent frozen for 30 s: ExaBGP keeps every session; then all is as before."""
     sessions = [world.session_lines(tor) for tor in world.tors]
@@ -386,9 +336,6 @@ ROWS = [
         "and missing attributes, next hops that cannot be, lengths that lie, prefixes of others",
         "by the classes of RFC 7606: gone from the kernel and the session kept; kept without the "
         "attribute; the session ended; sound routes accepted after each", _TWO, bad_input),
-    Row("B5", "50,000 prefixes, of which 900 are welcome, limit 100",
-        "told, at most 100 installed, +50 MiB at most, the other session lives; "
-        "without limit all come", _TWO, too_many),
     Row("B8", "the agent frozen for 30 s", "0 lost, sessions untouched", _TWO, frozen_agent,
         control="R0"),
 ]  # fmt: skip
