@@ -201,6 +201,7 @@ static long opens(long at, const char *name, long flags) {
         if (!(told.happened & (AWAY | RANG))) broken("records what the agent may have");
         if (how >= 240) return -ENOSPC;
         told.happened |= LEFT_TEMPORARY;
+        told.record = is_file_synced = 0; /* another file, when one went before it */
         return RECORD;
     }
     if (flags != 02004000 || at != -100) broken("opens in another way");

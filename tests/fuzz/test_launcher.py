@@ -125,6 +125,18 @@ def test_its_time_may_be_over_before_it_dials():
         driver.close()
 
 
+def test_a_del_may_be_recorded_twice():
+    """The agent starts while it is recorded, is asked after all, and does not answer in time."""
+    twice = case_of(b"\1" + bytes(9) + b"\xbe" * 11 + bytes(4) + b")" + bytes(8) + b"\xf5\xff)")
+    driver = Driver()
+    try:
+        outcome = driver.run(twice)
+        assert check(twice, outcome)
+        assert (outcome.sent, outcome.record) == (twice.frame, twice.frame)
+    finally:
+        driver.close()
+
+
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_bug_is_found(name: str, tmp_path: Path):
     """The same cases, on a launcher with a mistake in it."""
