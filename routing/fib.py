@@ -19,13 +19,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from ipaddress import ip_address
-from socket import AF_INET, AF_INET6, AF_UNSPEC
+from socket import AF_INET, AF_INET6
 from typing import Protocol, TypeVar
 
 from bgp.nlri import Nlri
@@ -34,12 +32,12 @@ from cni.attachment import HOST_IFNAME_PREFIX
 from cni.netlink import Event, NetlinkError, Request
 from cni.netlink_socket import NetlinkSocket
 from routing.delta import Delta, Failure
-from routing.event_filter import JUST_MADE, RTPROT_KERNEL, event_filter
+from routing.event_filter import JUST_MADE, event_filter
+from routing.event_meaning import disturbs, reason_of
 from routing.fronts import Fronts
-from routing.link_reading import parse_link, read_addresses
+from routing.link_reading import LinkReader
 from routing.links import LinkState
 from routing.next_hop_objects import (
-    RTM_DELNEXTHOP,
     RTNLGRP_NEXTHOP,
     NextHopObjects,
     NoNextHop,
@@ -49,14 +47,11 @@ from routing.route_table import Hops, RouteTable, hops_of
 from routing.route_work import Work
 from routing.route_writer import RouteWriter
 from routing.routes import (
-    PROTOCOL,
-    TABLE_MAIN,
     Address,
     Route,
     RouteKey,
 )
 from routing.rtmessage import (
-    OUR_METRICS,
     delete_route,
     new_pod_route,
     parse_way,
@@ -84,11 +79,6 @@ OVERFLOW = "overflow"
 
 BELIEVED_S = 25.0
 """A table is dumped at least this often, whatever the kernel told or did not tell."""
-METRICS_TOLD = tuple(
-    nl.ATTRIBUTE.pack(8, nl.RTA_PRIORITY) + metric.to_bytes(4, sys.byteorder)
-    for metric in OUR_METRICS
-)
-"""Ours, as they stand in every announcement of a route that has one."""
 MANY_REPLACED = 500
 """From here on it is worth finding out whether whole groups move."""
 UNUSED_GROUPS = 16
@@ -225,7 +215,7 @@ class KernelFib:
         self._unused_at = -1
         """After which delta these groups had no route of ours."""
         self._entries_last_read = 0
-        self._parsed_links: dict[bytes, LinkState] = {}
+        self._link_reader = LinkReader()
         self._reader = TableReader(self._families)
         self._reading_loop: asyncio.AbstractEventLoop | None = None
         self._is_listening = False
@@ -444,7 +434,7 @@ class KernelFib:
         Raises:
             NetlinkError: the kernel gave no consistent table.
         """
-        return await self._run(self._read_links, self._entries_last_read > INLINE_ROUTES)
+        return await self._run(self._link_reader.read, self._entries_last_read > INLINE_ROUTES)
 
     async def source_for(self, destination: Address) -> Address | None:
         """The kernel's choice of source towards ``destination``; None when it is unroutable."""
@@ -538,7 +528,7 @@ class KernelFib:
         if self._is_closed:
             return
         events, has_overflowed = self._event_socket.events(max_datagrams=EVENT_DATAGRAMS_AT_ONCE)
-        if has_overflowed or any(self._disturbs(event) for event in events):
+        if has_overflowed or any(disturbs(event) for event in events):
             self._is_believed, self._is_disturbed, self._foreign = False, True, None
         reasons = {reason for event in events if (reason := self._reason(event)) is not None}
         if has_overflowed:
@@ -547,40 +537,11 @@ class KernelFib:
             self._pending |= reasons
             self._has_pending.set()
 
-    def _disturbs(self, event: Event) -> bool:
-        """Whether our routes may be others after ``event``: a link's go with it, unannounced, and
-        so does one whose key another program takes over; that has its protocol and a metric of
-        ours."""
-        if event.kind not in (nl.RTM_NEWROUTE, nl.RTM_DELROUTE):
-            return True
-        is_ours = len(event.body) >= nl.RTMSG.size and event.body[5] == PROTOCOL
-        return is_ours or any(metric in event.body for metric in METRICS_TOLD)
-
     def _reason(self, event: Event) -> str | None:
         """Why ``event`` may concern us; None when it is our own doing or not about routing."""
         if event.kind in (nl.RTM_NEWLINK, nl.RTM_DELLINK):
             return self._link_reason(event)
-        if event.kind in (nl.RTM_NEWADDR, nl.RTM_DELADDR):
-            # Link-local addresses decide nothing here, and every IPv6 pod link brings one.
-            is_local = len(event.body) > 3 and event.body[3] == nl.RT_SCOPE_LINK
-            return None if is_local else "address"
-        if event.kind == RTM_DELNEXTHOP:
-            # The kernel tells nobody of the IPv4 routes that go with it.
-            return None if event.port_id in self._own_ports else "route"
-        if event.kind not in (nl.RTM_NEWROUTE, nl.RTM_DELROUTE):
-            return None
-        if event.port_id in self._own_ports or len(event.body) < nl.RTMSG.size:
-            return None
-        fields = nl.RTMSG.unpack_from(event.body)
-        family, length, table, protocol, flags = (fields[i] for i in (0, 1, 4, 5, 8))
-        # The local table, and what the kernel itself adds, follow links and addresses; clones are
-        # path MTU and redirect caches.
-        if table != TABLE_MAIN or flags & nl.RTM_F_CLONED or protocol == RTPROT_KERNEL:
-            return None
-        if event.port_id == 0 and protocol == PROTOCOL and length == 128 and family == AF_INET6:
-            # The kernel itself took a pod's route with its link; the link's own news tell of it.
-            return None
-        return "route"
+        return reason_of(event, self._own_ports)
 
     def _link_reason(self, event: Event) -> str | None:
         """A pod link that comes or goes is ADD's and DEL's doing and complete by itself; one that
@@ -612,24 +573,6 @@ class KernelFib:
         self._has_pending.set()
 
     # -- reading -----------------------------------------------------------------------------
-
-    def _read_links(self, socket: NetlinkSocket) -> dict[str, LinkState]:
-        """As with routes, a link that is described as last time is not parsed again."""
-        addresses = read_addresses(socket)
-        request = nl.IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0)
-        request += nl.attribute_u32(nl.IFLA_EXT_MASK, nl.RTEXT_FILTER_SKIP_STATS)
-        parsed = self._parsed_links
-        seen = {
-            body: parsed.get(body) or parse_link(body)
-            for body in socket.dump(nl.RTM_GETLINK, request)
-        }
-        self._parsed_links = seen
-        return {
-            link.ifname: replace(link, addresses=tuple(own))
-            if (own := addresses.get(link.ifindex))
-            else link
-            for link in seen.values()
-        }
 
     async def _run(self, work: Callable[[NetlinkSocket], T], is_big: bool) -> T:
         if is_big:

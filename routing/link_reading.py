@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 from socket import AF_UNSPEC
 
@@ -40,3 +41,32 @@ def parse_link(body: bytes) -> LinkState:
         is_up=bool(flags & nl.IFF_UP and flags & nl.IFF_LOWER_UP),
         mtu_bytes=nl.u32(parts[nl.IFLA_MTU]),
     )
+
+
+class LinkReader:
+    """Reads every link; one that the kernel describes as last time is not parsed again."""
+
+    def __init__(self) -> None:
+        self._parsed: dict[bytes, LinkState] = {}
+
+    def read(self, socket: NetlinkSocket) -> dict[str, LinkState]:
+        """Every link with its addresses, by name.
+
+        Raises:
+            NetlinkError: the kernel gave no consistent table.
+        """
+        addresses = read_addresses(socket)
+        request = nl.IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0)
+        request += nl.attribute_u32(nl.IFLA_EXT_MASK, nl.RTEXT_FILTER_SKIP_STATS)
+        parsed = self._parsed
+        seen = {
+            body: parsed.get(body) or parse_link(body)
+            for body in socket.dump(nl.RTM_GETLINK, request)
+        }
+        self._parsed = seen
+        return {
+            link.ifname: replace(link, addresses=tuple(own))
+            if (own := addresses.get(link.ifindex))
+            else link
+            for link in seen.values()
+        }

@@ -32,6 +32,7 @@ from cni.podlink import PodLink
 from routing.announcer import Announcer
 from routing.datastore.cache import SnapshotCache
 from routing.datastore.snapshot import Datastore, Snapshot, StoreError
+from routing.deletion_gate import deletion_gate
 from routing.delta import Delta, Failure
 from routing.desired import Desired, Inputs, decisions_of, desired
 from routing.fib import Fib
@@ -39,18 +40,18 @@ from routing.give_way import give_way
 from routing.host_routes import HostRoutes
 from routing.knowledge import Knowledge
 from routing.last_peers import LastPeers
+from routing.link_repair import LinkRepair, PodLinks
 from routing.links import LinkState
 from routing.next_hops import to_look_up
 from routing.part import Allowance, changed_in, part_of
-from routing.remote import counts_of, news_of
-from routing.report import STORE_OUT_OF_SYNC, HeldList, PassReport
+from routing.pass_log import PassLog
+from routing.report import HeldList, PassReport
 from routing.route_diff import diff_routes
-from routing.route_log import LOGGED_ONE_BY_ONE, RouteLog
+from routing.route_log import RouteLog
 from routing.route_table import RouteTable
 from routing.routes import Address, Prefix, Route, RouteKey
 from routing.session_memory import SessionMemory
 from routing.speaking import SpeakerFace
-from routing.telemetry import RepeatFilter
 from routing.topology import PeerName, find_node, sessions_for
 from routing.update_lane import merge, relearn
 
@@ -60,7 +61,6 @@ LEARNED_AT_ONCE = 16_384
 """Prefixes that a short pass learns and writes before it goes on to the next."""
 BACKOFF_FIRST_S = 0.2
 BACKOFF_MAX_S = 10.0
-REPAIRS_AT_ONCE = 20
 READ_INLINE_MAX = 100
 UPDATE_KICK = "bgp:update:"
 NO_RULE = ("bgp:end_of_rib:", "bgp:complete:", "bgp:refreshed:")
@@ -78,16 +78,6 @@ FRONT_HOLD_S = 10.0
 may take it again, and each time is a gap."""
 QUIET_S = 0.02
 """After so long without a pass the next one is no burst's."""
-
-
-class PodLinks(Protocol):
-    """What the loop needs of cni.wiring."""
-
-    def read(self) -> list[ObservedLink]:
-        """Every pod link of ours, from the kernel."""
-
-    def repair(self, link: PodLink) -> list[str]:
-        """Mends the host end; says what it mended."""
 
 
 class Blocks(Protocol):
@@ -126,7 +116,6 @@ class Reconciler:
         cache: SnapshotCache | None = None,
     ) -> None:
         self._node = node
-        self._on_mended = on_mended
         self._on_report = on_report
         self._edge = edge
         self._store = store
@@ -147,11 +136,11 @@ class Reconciler:
         self._announcer = Announcer(speaker)
         self._host_routes = HostRoutes(fib, lambda: self.report.actual)
         self._repair_due = True
-        self._sound: dict[str, ObservedLink] = {}
+        self._link_repair = LinkRepair(pod_links, on_mended)
         self._resync_due_s = clock() + resync_s
         self._retreat_due_s: float | None = None
         self._ended_at_s = clock()
-        self._repeats = RepeatFilter()
+        self._pass_log = PassLog()
         self._route_log = RouteLog(clock)
         self._allowance = Allowance(clock)
         self._pass_done = asyncio.Condition()
@@ -346,7 +335,8 @@ class Reconciler:
         is_resync = self._clock() >= self._resync_due_s
         if self._repair_due or is_resync:
             self._repair_due = False
-            await self._repair_links(pods, failures, all_of_them=is_resync)
+            if await self._link_repair.repair(pods, failures, all_of_them=is_resync):
+                self.kick("repaired")
         if is_resync:
             self._resync_due_s = self._clock() + self._resync_s
             await self._release_empty_blocks(failures)
@@ -615,24 +605,13 @@ class Reconciler:
         return self.snapshot.in_sync
 
     def _gate(self, wanted: Desired) -> Callable[[Route], str | None]:
-        return lambda route: self._closed_gate(route, wanted)
-
-    def _closed_gate(self, route: Route, wanted: Desired) -> str | None:
-        """Why ``route`` may not be deleted now, or None."""
-        if not self.snapshot.in_sync:
-            return STORE_OUT_OF_SYNC
-        if route.is_blackhole or all(hop.gateway is None for hop in route.next_hops):
-            return None
-        if not self._speaker.is_connected:
-            return "speaker-not-connected" if self._within_restart_time(wanted) else None
-        missing = [str(a) for a in wanted.peers if a not in self._was_complete]
-        if missing and self._within_restart_time(wanted):
-            return f"no-end-of-rib-from-{missing[0]}"
-        return None
-
-    def _within_restart_time(self, wanted: Desired) -> bool:
-        longest_s = max((p.graceful_restart_s for p in wanted.peers.values()), default=0)
-        return self._clock() - self._started_at_s < longest_s
+        return deletion_gate(
+            wanted,
+            in_sync=self.snapshot.in_sync,
+            is_connected=self._speaker.is_connected,
+            was_complete=self._was_complete,
+            age_s=self._clock() - self._started_at_s,
+        )
 
     # -- HostRoutes, for ADD, DEL and CHECK ------------------------------------------------
 
@@ -650,38 +629,6 @@ class Reconciler:
 
     # -- the rest --------------------------------------------------------------------------
 
-    async def _repair_links(
-        self, pods: tuple[ObservedLink, ...], failures: list[Failure[str]], *, all_of_them: bool
-    ) -> None:
-        """At a resync every link; else those that the kernel describes otherwise than when they
-        were found sound, which it does not do for the IPv6 gateway's address and proxy_delay."""
-        sound, self._sound = self._sound, {}
-        number = 0
-        for pod in pods:
-            if not all_of_them and sound.get(pod.ifname) is pod:
-                self._sound[pod.ifname] = pod
-                continue
-            number += 1
-            if number % REPAIRS_AT_ONCE == 0:
-                # A thousand links take 55 ms; no ADD shall wait for all of them.
-                await asyncio.sleep(0)
-            link = PodLink(
-                attachment=pod.record.attachment,
-                addresses=pod.record.addresses,
-                mtu_bytes=pod.mtu_bytes,
-                pod=pod.record.pod,
-            )
-            try:
-                mended = self._pod_links.repair(link)
-                for what in mended:
-                    log.warning("pod_link_repaired", link=pod.ifname, what=what)
-                    self._on_mended(link.host_ifname, what)
-                    self.kick("repaired")
-                if not mended:
-                    self._sound[pod.ifname] = pod
-            except Exception as error:
-                failures.append(Failure(f"link {pod.ifname}", "repair", str(error)))
-
     def _remember(
         self,
         wanted: Desired,
@@ -691,42 +638,8 @@ class Reconciler:
         failures: list[Failure[str]],
         held: HeldList,
     ) -> None:
-        keys = set()
-        for failure in failures:
-            key = f"{failure.operation} {failure.key}"
-            keys.add(key)
-            held_back = self._repeats.admit(key, failure.error)
-            if held_back is not None:
-                log.warning(
-                    "pass_failure",
-                    what=failure.key,
-                    operation=failure.operation,
-                    error=failure.error,
-                    repeated=held_back,
-                )
-        fresh, more = news_of(self.report.desired.rejected, wanted.rejected, LOGGED_ONE_BY_ONE)
-        for rejection in fresh:
-            log.info(
-                "path_rejected",
-                peer=str(rejection.path.peer),
-                prefix=str(rejection.path.prefix),
-                reason=rejection.reason,
-            )
-        if more:
-            counts = {f"{peer} {r}": n for (peer, r), n in counts_of(wanted.rejected).items()}
-            log.info("paths_rejected", beyond_those_named=more, in_all=counts)
-        for conflict in wanted.conflicts:
-            key = f"conflict {conflict.peer} {conflict.prefix}"
-            keys.add(key)
-            if self._repeats.admit(key, str(conflict)) is not None:
-                log.warning("block_announced_by_another", conflict=str(conflict))
         contested = self._fib.contested()
-        for place, holder in islice(contested.items(), LOGGED_ONE_BY_ONE):
-            key = f"contested {place.prefix}"
-            keys.add(key)
-            if self._repeats.admit(key, holder) is not None:
-                log.warning("route_contested", prefix=str(place.prefix), holder=holder)
-        self._repeats.retain(keys)
+        self._pass_log.tell(wanted, self.report.desired.rejected, failures, contested)
         self.report = PassReport(
             desired=wanted,
             actual=actual,

@@ -79,6 +79,7 @@ EXCUSED = {
     "routing/datastore/local.py": "rows that we have written; what is no resource is refused by it",
     "routing/doctor/gather.py": KERNEL,
     "routing/event_filter.py": OURS,
+    "routing/event_meaning.py": KERNEL,
     "routing/explain/kernel.py": KERNEL,
     "routing/explain/routes_now.py": KERNEL,
     "routing/explain/witnesses.py": OPERATORS,
