@@ -93,6 +93,19 @@ def test_loss_is_counted_by_number_and_a_gap_by_the_clock(
     assert found.longest_gap_s == pytest.approx(gap_s)
 
 
+def test_sequence_numbers_begin_anew_after_65535() -> None:
+    """Ten minutes of probes are more than that; what is lost across the turn is counted too."""
+    answered = [n for n in range(1, 140_000) if not 65_530 <= n < 65_550]
+    lines = [
+        f"[{1000 + n * 0.01:.6f}] 64 bytes from 10.0.0.1: icmp_seq={n % 65_536} ttl=61 time=0.1 ms"
+        for n in answered
+    ]
+    output = "\n".join([*lines, "139999 packets transmitted, 0 received"]).encode()
+    found = loss_of("x", output, begun_s=1000.0, ended_s=2400.0)
+    assert (found.sent, found.lost) == (139_999, 20)
+    assert found.longest_gap_s == pytest.approx(0.21)
+
+
 def test_ping_without_a_summary_is_no_measurement() -> None:
     """Killed, or never begun."""
     with pytest.raises(ValueError, match="no summary"):
