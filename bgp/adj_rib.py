@@ -23,7 +23,9 @@ from collections.abc import (
     Set,
     ValuesView,
 )
-from weakref import WeakValueDictionary, ref
+from struct import pack
+from typing import Any
+from weakref import ref
 
 from bgp.judgement import Attributes
 from bgp.nlri import Nlri, family_of, nlri_of, prefix_of
@@ -31,7 +33,6 @@ from bgp.path_table import PathTable
 from bgp.paths import (
     Address,
     Family,
-    Kin,
     Path,
     PathAttributes,
     Prefix,
@@ -49,23 +50,31 @@ Offers = Mapping[Nlri, tuple[PathAttributes, ...]]
 """Prefixes with what each peer that has one says of it."""
 
 
+_Content = tuple[object, ...]
+"""All that attributes are made of but the AS numbers, addresses as numbers."""
+
+
 class _Held(ref[PathAttributes]):
     """A reference that knows where it stands. A WeakValueDictionary's does, too; it is made and
     asked in twice the time, which every path of a cluster's table would pay."""
 
     __slots__ = ("place",)
-    place: tuple[Kin, tuple[int, ...]]
+    place: tuple[PathAttributes, bytes] | _Content | int
 
 
 class AttributeSets:
     """Gives the one object for each set of attributes; forgets those that nobody holds."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[Kin, tuple[int, ...]], _Held] = {}
+        self._first: dict[int, _Held] = {}
+        """The first of each kin by the hash of its values: the values themselves, and an object
+        for them, are more than half of what attributes take that no other prefix has."""
+        self._clashing: dict[_Content, _Held] = {}
+        """Those whose hash another one has."""
+        self._known: dict[tuple[PathAttributes, bytes], _Held] = {}
+        """All others, by the first."""
         self._forget = self._forget_one
         """Bound once, not for each."""
-        self._kin: WeakValueDictionary[tuple[object, ...], Kin] = WeakValueDictionary()
-        """By all that it is made of, addresses as numbers."""
 
     def of(self, path: Path, peer: Address | None = None) -> PathAttributes:
         """Those of ``path``, as said by ``peer`` (None: by the path's own)."""
@@ -75,49 +84,83 @@ class AttributeSets:
         self, peer: Address, next_hop: Address, attributes: Attributes | Path
     ) -> PathAttributes:
         """Those that ``peer`` sent with this next hop."""
-        originator_id = attributes.originator_id
-        key = (
-            *plain_of(peer),
-            *plain_of(next_hop),
+        values = _content(peer, next_hop, attributes)
+        place = hash(values)
+        found = there = _held_by(self._first.get(place))
+        if there is not None and _content(there.peer, there.next_hop, there) != values:
+            found = None
+        if found is None and self._clashing:
+            found = _held_by(self._clashing.get(values))
+        as_path = attributes.as_path
+        numbers = pack(f">{len(as_path)}I", *as_path)
+        if found is not None:
+            return self.of_kin(found, numbers)
+        first = PathAttributes(
+            peer,
+            next_hop,
+            numbers,
             attributes.as_path_length,
-            attributes.origin.value,
+            attributes.origin,
             attributes.med,
             attributes.local_pref,
             attributes.communities,
             attributes.large_communities,
-            None if originator_id is None else int(originator_id),
-            tuple(map(int, attributes.cluster_list)),
+            attributes.originator_id,
+            attributes.cluster_list,
         )
-        kin = self._kin.get(key)
-        if kin is None:
-            rest = (
-                attributes.as_path_length,
-                attributes.origin,
-                attributes.med,
-                attributes.local_pref,
-                attributes.communities,
-                attributes.large_communities,
-                attributes.originator_id,
-                attributes.cluster_list,
-            )
-            kin = self._kin[key] = Kin(peer, next_hop, rest)
-        return self.of_kin(kin, attributes.as_path)
+        held = _Held(first, self._forget)
+        if there is not None:
+            self._clashing[values] = held
+            held.place = values
+        else:
+            self._first[place] = held
+            held.place = place
+        return first
 
-    def of_kin(self, kin: Kin, as_path: tuple[int, ...]) -> PathAttributes:
-        """Those of ``kin`` that have this path."""
-        key = kin, as_path
+    def of_kin(self, kin: PathAttributes, as_numbers: bytes) -> PathAttributes:
+        """Those that differ from ``kin``, the first of them, in having these AS numbers."""
+        if kin.as_numbers == as_numbers:
+            return kin
+        key = kin, as_numbers
         held = self._known.get(key)
         known = None if held is None else held()
         if known is None:
-            known = kin.with_path(as_path)
+            known = kin.with_numbers(as_numbers)
             held = self._known[key] = _Held(known, self._forget)
             held.place = key
         return known
 
     def _forget_one(self, held: _Held) -> None:
+        table: dict[Any, _Held] = self._known
+        if isinstance(held.place, int):
+            table = self._first
+        elif not isinstance(held.place[0], PathAttributes):
+            table = self._clashing
         # It may have been made anew since.
-        if self._known.get(held.place) is held:
-            del self._known[held.place]
+        if table.get(held.place) is held:
+            del table[held.place]
+
+
+def _held_by(held: _Held | None) -> PathAttributes | None:
+    return None if held is None else held()
+
+
+def _content(
+    peer: Address, next_hop: Address, attributes: Attributes | Path | PathAttributes
+) -> _Content:
+    originator_id = attributes.originator_id
+    return (
+        *plain_of(peer),
+        *plain_of(next_hop),
+        attributes.as_path_length,
+        attributes.origin.value,
+        attributes.med,
+        attributes.local_pref,
+        attributes.communities,
+        attributes.large_communities,
+        None if originator_id is None else int(originator_id),
+        tuple(map(int, attributes.cluster_list)),
+    )
 
 
 def plain_of(address: Address) -> tuple[int, int]:

@@ -8,11 +8,13 @@ import policy does, later, for each), so all else that was found of the known on
 
 from __future__ import annotations
 
-from struct import Struct
-
 from bgp.adj_rib import AttributeSets
 from bgp.attribute_blocks import numbers_of
-from bgp.paths import Kin, PathAttributes
+from bgp.paths import PathAttributes
+
+KIN_MAX = 2_000
+"""What is known of one peer; beyond, all is forgotten. A router's attributes are of a few hundred
+kinds, and what is sent once only is never asked for again."""
 
 
 class Likeness:
@@ -27,11 +29,11 @@ class Likeness:
 
     def __init__(self, attributes: AttributeSets) -> None:
         self._sets = attributes
-        self._places: dict[tuple[int, int, int], tuple[int, int, Struct]] = {}
-        """Where the numbers are in all three together, by their sizes, and how they are read."""
-        self._kin: dict[tuple[tuple[int, int, int], bytes, bytes], Kin] = {}
+        self._places: dict[tuple[int, int, int], tuple[int, int]] = {}
+        """Where the numbers are in all three together, by their sizes."""
+        self._kin: dict[tuple[tuple[int, int, int], bytes, bytes], PathAttributes] = {}
         """By the same, what is before the numbers and what is after them: were the sizes not the
-        same, other octets would be taken for numbers."""
+        same, other octets would be taken for numbers. The first of their kin."""
 
     def find(self, before: bytes, head: bytes = b"", after: bytes = b"") -> PathAttributes | None:
         """What these become; None where they are like none that is known."""
@@ -39,10 +41,10 @@ class Likeness:
         place = self._places.get(sizes)
         if place is None:
             return None
-        start, end, numbers = place
+        start, end = place
         joined = before + head + after
         kin = self._kin.get((sizes, joined[:start], joined[end:]))
-        return None if kin is None else self._sets.of_kin(kin, numbers.unpack(joined[start:end]))
+        return None if kin is None else self._sets.of_kin(kin, joined[start:end])
 
     def learn(
         self, judged: PathAttributes, before: bytes, head: bytes = b"", after: bytes = b""
@@ -57,8 +59,10 @@ class Likeness:
             ahead = len(before) + len(head)
             place = place[0] + ahead, place[1] + ahead
         start, end = place
-        self._places[sizes] = start, end, Struct(f">{(end - start) // 4}I")
+        self._places[sizes] = start, end
         joined = before + head + after
+        if len(self._kin) >= KIN_MAX:
+            self._kin.clear()
         self._kin[sizes, joined[:start], joined[end:]] = judged.kin
 
     def clear(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from struct import unpack
 
 from bgp.reasons import reason_now
 
@@ -138,33 +139,6 @@ class Path:
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
-class Kin:
-    """What PathAttributes have in common that differ in their AS numbers alone: one object for all
-    of them, for in a cluster every node is a path of its own, and nothing else tells them apart.
-
-    Attributes:
-        rest: from ``as_path_length`` to ``cluster_list``, as a PathAttributes has them.
-    """
-
-    peer: Address
-    next_hop: Address
-    rest: tuple[
-        int,
-        Origin,
-        int | None,
-        int | None,
-        tuple[str, ...],
-        tuple[str, ...],
-        IPv4Address | None,
-        tuple[IPv4Address, ...],
-    ]
-
-    def with_path(self, as_path: tuple[int, ...]) -> PathAttributes:
-        """One of them; ``adj_rib.AttributeSets`` sees that there is one alone."""
-        return PathAttributes(self, self.peer, self.next_hop, as_path, *self.rest)
-
-
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class PathAttributes:
     """All of a Path but its prefix: what one peer says alike of many prefixes.
 
@@ -172,10 +146,10 @@ class PathAttributes:
     one, so that a hundred thousand routes are compared, and decided on, by identity.
     """
 
-    kin: Kin = field(repr=False)
     peer: Address
     next_hop: Address
-    as_path: tuple[int, ...] = ()
+    as_numbers: bytes
+    """Of the AS path, each in four octets: as objects they take three times as much."""
     as_path_length: int = 0
     origin: Origin = Origin.INCOMPLETE
     med: int | None = None
@@ -184,6 +158,38 @@ class PathAttributes:
     large_communities: tuple[str, ...] = ()
     originator_id: IPv4Address | None = None
     cluster_list: tuple[IPv4Address, ...] = ()
+    first: PathAttributes | None = field(default=None, repr=False)
+    """The first that was known of those that differ from it in AS numbers alone; None: it is the
+    first itself. In a cluster every node is a path of its own, and nothing else tells them apart;
+    but of those that a hostile peer sends each is the first, and a second object for each is what
+    an agent's memory would go into."""
+
+    @property
+    def as_path(self) -> tuple[int, ...]:
+        """As a Path has it."""
+        return unpack(f">{len(self.as_numbers) // 4}I", self.as_numbers)
+
+    @property
+    def kin(self) -> PathAttributes:
+        """The one that stands for all that differ in AS numbers alone."""
+        return self.first or self
+
+    def with_numbers(self, as_numbers: bytes) -> PathAttributes:
+        """Another of its kin; ``adj_rib.AttributeSets`` sees that there is one alone."""
+        return PathAttributes(
+            self.peer,
+            self.next_hop,
+            as_numbers,
+            self.as_path_length,
+            self.origin,
+            self.med,
+            self.local_pref,
+            self.communities,
+            self.large_communities,
+            self.originator_id,
+            self.cluster_list,
+            self,
+        )
 
     def path(self, prefix: Prefix) -> Path:
         """The path to ``prefix`` with these attributes."""

@@ -47,6 +47,12 @@ from routing.routes import (
 )
 from routing.topology import AbsentPeer, SessionIntent, Topology
 
+ANEW_MAX = 1000
+"""Prefixes that are decided on again for who only looks, where the rules have just changed. 40,000
+with attributes of their own take seconds, without an answer for anybody else; and whoever asks ten
+times a second would have them all again each time. A pass that decides by these rules is on its
+way, and does it in parts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
@@ -116,25 +122,27 @@ def desired(
 
     Args:
         before: the decisions of an earlier call, to be used again where the rules are the same.
-        last: the answer to an earlier call; what it says of all that was learned is said again
-            where the rules are the same, and ``inputs.offers`` are not looked at.
+        last: the answer to an earlier call, for who only looks; what it says of all that was
+            learned is said again, and ``inputs.offers`` are not looked at, where the rules are the
+            same or more than ANEW_MAX prefixes were learned.
     """
     problems: list[str] = list(inputs.topology.problems)
     blocks = own_blocks(inputs.snapshot.blocks, inputs.node)
     sessions, peers, absent = _sessions(inputs, problems)
     decisions = _decisions(inputs, blocks, sessions, peers, before)
-    is_known = last is not None and last.remote.decisions is decisions
     remote, learned = (
         (last.remote, last.decided)
-        if last is not None and is_known
+        if last is not None and _is_still_said(last, decisions)
         else _learned(decisions, inputs.offers)
     )
     problems += learned.problems
     conflicts = conflicts_of(remote.outcomes)
     problems += dict.fromkeys(map(str, conflicts))
     for address, reason in learned.to_close.items():
-        absent.append(AbsentPeer(sessions.pop(address), f"closed: {reason}"))
-        peers.pop(address)
+        # By other rules than those it was learned by, it may be gone already.
+        if address in sessions:
+            absent.append(AbsentPeer(sessions.pop(address), f"closed: {reason}"))
+            peers.pop(address)
 
     routes: dict[RouteKey, Route] = {}
     kinds: dict[RouteKey, RouteKind] = {}
@@ -178,6 +186,11 @@ def desired(
         problems=(*problems, *exported.problems),
         phase=inputs.phase,
     )
+
+
+def _is_still_said(last: Desired, decisions: Decisions) -> bool:
+    by = last.remote.decisions
+    return by is decisions or (by is not None and len(last.remote.outcomes) > ANEW_MAX)
 
 
 def _learned(decisions: Decisions, offers: Offers) -> tuple[Remote, Decided]:

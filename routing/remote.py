@@ -22,7 +22,7 @@ from typing import Any, overload
 
 from bgp.adj_rib import Offers, plain_of
 from bgp.nlri import Nlri, nlri_of, prefix_of
-from bgp.paths import Kin, Path, PathAttributes
+from bgp.paths import Path, PathAttributes
 from routing.classes import PrefixClass, PrefixClasses
 from routing.import_policy import (
     MAX_PREFIX,
@@ -39,7 +39,7 @@ from routing.routes import Address, Prefix
 MEMO_MAX = 200_000
 """Kinds of prefixes; beyond, all are forgotten and asked for again as they come."""
 
-LEARNED_AT_ONCE = 1024
+LEARNED_AT_ONCE = 256
 """Prefixes that are decided on before others have a turn, where it is found out in parts."""
 
 ASKED_AT_ONCE = 1000
@@ -260,7 +260,7 @@ class Decisions:
             self._learner = Learner(self.rules)
         return self._learner
 
-    def is_near(self, kin: Kin) -> bool:
+    def is_near(self, kin: PathAttributes) -> bool:
         """Whether no route but a link's has a say in where the next hop is."""
         peer, next_hop = kin.peer, kin.next_hop
         known = self._near.get((id(peer), id(next_hop)))
@@ -635,7 +635,7 @@ def _like(like: Like, said: Said, sample: Nlri) -> Outcome:
     return Outcome(hops, best, (), (), said, sample)
 
 
-def _kin(kinds: Iterable[Said]) -> set[Kin]:
+def _kin(kinds: Iterable[Said]) -> set[PathAttributes]:
     """Of all that is said."""
     return {each.kin for said in kinds for each in said}
 

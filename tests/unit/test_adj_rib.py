@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from weakref import ref
 
-from bgp.adj_rib import TABLE_FULL, AdjRibIn
+from bgp import adj_rib
+from bgp.adj_rib import TABLE_FULL, AdjRibIn, AttributeSets
 from bgp.paths import Family, Path, Rejection, Update
 
 ONE, TWO = ip_address("192.0.2.1"), ip_address("192.0.2.2")
@@ -123,3 +126,41 @@ def test_replace_and_drop_are_of_one_peer() -> None:
     assert rib.drop(TWO)
     assert not rib.drop(TWO)
     assert rib.paths() == {(ONE, B): path(ONE, B)}
+
+
+def test_attributes_are_one_object_for_all_that_is_alike_and_forgotten_with_the_last() -> None:
+    """The first of a kin stands for it and has no object besides itself."""
+    sets = AttributeSets()
+    first = sets.of(path(ONE, A, med=1))
+    assert first is sets.of(path(ONE, B, med=1)) is first.kin
+    other = replace(path(ONE, A, med=1), as_path=(65001, 4_200_000_000))
+    member = sets.of(other)
+    assert member is sets.of(other) is not first
+    assert (member.kin, member.as_path) == (first, (65001, 4_200_000_000))
+    assert member.path(A) == other
+    assert sets.of(path(ONE, A, med=2)).kin is not first
+    gone = ref(first)
+    del first
+    assert gone() is sets.of(path(ONE, C, med=1)), "its kin is still held"
+    del member
+    assert gone() is None
+
+
+def test_attributes_whose_values_have_the_same_hash_are_told_apart(monkeypatch) -> None:
+    """And each stays one object, whichever of them is forgotten first."""
+
+    class Same(tuple[object, ...]):
+        def __hash__(self) -> int:
+            return 7
+
+    content = adj_rib._content
+    monkeypatch.setattr(adj_rib, "_content", lambda *of: Same(content(*of)))
+    sets = AttributeSets()
+    one, two = sets.of(path(ONE, A, med=1)), sets.of(path(ONE, A, med=2))
+    assert (one.med, two.med) == (1, 2)
+    assert sets.of(path(ONE, B, med=2)) is two
+    del one
+    assert sets.of(path(ONE, B, med=2)) is two
+    three = sets.of(path(ONE, A, med=3))
+    assert three.med == 3
+    assert sets.of(path(ONE, B, med=2)) is two

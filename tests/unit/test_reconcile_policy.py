@@ -251,4 +251,9 @@ async def test_who_only_looks_has_nothing_decided_again(node, monkeypatch):
     assert REMOTE in seen.desired.best
     assert seen.desired.routes == node.loop.report.desired.routes
     node.fib.state.clear()
+    with monkeypatch.context() as many:
+        many.setattr("routing.desired.ANEW_MAX", 0)
+        many.delattr(Decisions, "all")
+        seen = await node.loop.look()
+    assert REMOTE in seen.desired.best, "of many, what the last pass said; the next is on its way"
     assert REMOTE not in (await node.loop.look()).desired.best
