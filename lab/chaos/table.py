@@ -12,7 +12,7 @@ HEAD = """# Reliability, measured
 
 Made by `make chaos` (`lab/chaos/`): every row is an experiment in a lab of network namespaces on
 one machine, with the real agent, the real ExaBGP, the real kernel and a real BIRD as router. Probes
-go every 8 ms; `ip monitor` records every route change on nodes and routers; after each row the
+go each 8 ms or so; `ip monitor` records every route change on nodes and routers; after each row the
 oracle compares runtime, kernel and address book. A row that promises zero has passed only if its
 control showed loss. Figures are of one run of each row: a run replaces the lines of the rows that
 it ran. What a machine lacks something for (memory cgroups for O10, a kube-apiserver for S9) is

@@ -8,7 +8,7 @@ from lab.chaos.__main__ import ROWS, chosen, run_row
 from lab.chaos.hammer import Held, History, doubled
 from lab.chaos.rows import Result, Row, Skipped, Stage, Verdict, judge_controls, with_controls
 from lab.chaos.table import BEGIN, END, document, inserted, line
-from lab.chaos.watch import IN_FLIGHT, loss_of, route_changes
+from lab.chaos.watch import IN_FLIGHT, Loss, loss_of, route_changes, whole
 
 
 def nothing(_world: object, _verdict: Verdict) -> None:
@@ -104,6 +104,12 @@ def test_sequence_numbers_begin_anew_after_65535() -> None:
     found = loss_of("x", output, begun_s=1000.0, ended_s=2400.0)
     assert (found.sent, found.lost) == (139_999, 20)
     assert found.longest_gap_s == pytest.approx(0.21)
+
+
+def test_two_pings_of_a_flow_are_one_loss() -> None:
+    """Probes of both count; the longest gap is the longer one's."""
+    found = whole([Loss("x", 100, 3, 0.05), Loss("x", 110, 4, 0.02)])
+    assert found == Loss("x", 210, 7, 0.05)
 
 
 def test_ping_without_a_summary_is_no_measurement() -> None:
