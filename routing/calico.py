@@ -201,11 +201,12 @@ def _remove(document: dict[str, Any], path: str) -> bool:
         key or int(index) for part in path.split(".") for key, index in _INDEX.findall(part)
     ]
     inner: Any = document
-    for step in steps[:-1]:
-        inner = inner[step]
     try:
+        for step in steps[:-1]:
+            inner = inner[step]
         del inner[steps[-1]]
     except (KeyError, IndexError, TypeError):
+        # A name with a dot or a bracket in it is not found again by its path.
         return False
     return True
 

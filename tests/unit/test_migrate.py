@@ -233,3 +233,16 @@ def test_a_clean_translation_exits_0_and_an_unreadable_file_2(tmp_path: Path):
     assert run(tmp_path, "a: [").exit_code == 2
     missing = ["migrate", "from-calico", "--dry-run", "-f", str(tmp_path / "none")]
     assert CliRunner().invoke(main, missing).exit_code == 2
+
+
+def test_a_field_whose_name_looks_like_a_path_is_refused_with_its_pool():
+    """Found by fuzzing: it is not found again by its path, which ended in a KeyError."""
+    pool = {
+        "apiVersion": "projectcalico.org/v3",
+        "kind": "IPPool",
+        "metadata": {"name": "six"},
+        "spec": {"cidr": "fd00::/64", "blockSize": 122, "]]>]]>": "x"},
+    }
+    done = from_calico([pool])
+    assert not done.documents
+    assert [each.is_whole for each in done.lost if each.name == "six"][-1:] == [True]
