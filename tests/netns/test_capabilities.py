@@ -236,7 +236,7 @@ MODES = {
     "agent.sock": 0o600, "cni.sock": 0o600, "bgp.sock": 0o600, "agent.lock": 0o600,
     "exabgp.conf": 0o600, "passwords": 0o600, "deleted": 0o700, "state/snapshot": 0o600,
     "state/cooldown": 0o600, "state/journal": 0o600, "state/sysctls": 0o600,
-    "../store.db": 0o600,
+    "../cluster/store.db": 0o600,
     "cni-conf/10-slash32.conflist": 0o644,
 }  # fmt: skip
 """Under a node's run directory, as docs/security.md has them."""
